@@ -1,0 +1,124 @@
+"""The device mesh, and where every parameter lies on it.
+
+Axes: `data` (rows only), `fsdp` (rows, and parameters cut along one of their wide dimensions), `tensor`
+(heads, MLP width, vocabulary). Where a parameter lies is a visible table from its path to mesh axes, kept
+apart from the model's code; optimizer moments follow their parameter. Row arrays are cut over `data` and
+`fsdp` together.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # the axes that rows are cut over
+
+PARAMETER_RULES: tuple[tuple[str, P], ...] = (  # path ends with -> axes; stacked layers lead with None
+    ("embedding", P("tensor", "fsdp")),
+    ("head", P("tensor", "fsdp")),
+    ("attention/qkv", P(None, "fsdp", "tensor", None, None)),
+    ("attention/qkv_bias", P(None, "tensor", None, None)),
+    ("attention/output", P(None, "tensor", None, None, "fsdp")),
+    ("mlp/gate_up", P(None, "fsdp", None, "tensor")),
+    ("mlp/down", P(None, "tensor", "fsdp")),
+    ("scale", P()),
+)
+
+
+def use_cpu_devices(count: int) -> None:
+    """Splits the CPU into `count` devices (0: one a core); call before anything touches a device.
+
+    XLA gains almost nothing from a second thread in decoding; rows split over one device a core about
+    double it. No effect where an accelerator is the default backend.
+    """
+    jax.config.update("jax_num_cpu_devices", count or (os.cpu_count() or 1))
+
+
+def create(*, data: int, fsdp: int, tensor: int) -> Mesh:
+    """A mesh over all devices of all processes.
+
+    Args:
+        data: size of the data axis; -1 takes what the other two leave.
+
+    Raises: ValueError if the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices()
+    if data == -1:
+        data = max(len(devices) // (fsdp * tensor), 1)
+    if data * fsdp * tensor != len(devices):
+        raise ValueError(
+            f"The mesh data {data} x fsdp {fsdp} x tensor {tensor} has {data * fsdp * tensor} devices; "
+            f"{len(devices)} are there. Set config.mesh.data=-1 and sizes that divide {len(devices)}."
+        )
+    return Mesh(np.array(devices).reshape(data, fsdp, tensor), AXES)
+
+
+def num_row_shards(mesh: Mesh) -> int:
+    """Over how many devices rows are cut."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def parameter_shardings(mesh: Mesh, shapes: Any) -> Any:
+    """The tree of `NamedSharding`s for stacked parameters, or any tree that repeats their paths.
+
+    Optimizer states do; their scalars (counts of updates) are held whole.
+    """
+
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        axes = _rule(path) if leaf.ndim else P()
+        return NamedSharding(mesh, _fitting(axes, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, shapes)
+
+
+def sampling_shardings(mesh: Mesh, shapes: Any) -> Any:
+    """For the unstacked sampling copy: whole on every device but for the tensor axis."""
+
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        axes = _rule(path)
+        unstacked = axes[1:] if path[0].key == "layers" and len(axes) else axes
+        kept = P(*(axis if axis == "tensor" else None for axis in unstacked))
+        return NamedSharding(mesh, _fitting(kept, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, shapes)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def rows(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
+    """Cuts the axis after `leading` whole ones over the row axes."""
+    return NamedSharding(mesh, P(*(None,) * leading, ROWS))
+
+
+def put_rows(mesh: Mesh, tree: Any, *, leading: int = 0) -> Any:
+    """This process's rows (NumPy, any tree) -> one global array each, cut over the row axes."""
+    sharding = rows(mesh, leading=leading)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """The rows (axis 0) of a row-cut global array that live on this process, in order."""
+    pieces = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)], axis=0)
+
+
+def _rule(path: tuple) -> P:
+    name = "/".join(str(key.key) for key in path if hasattr(key, "key"))
+    for ending, axes in PARAMETER_RULES:
+        if name == ending or name.endswith("/" + ending):
+            return axes
+    raise ValueError(f"No sharding rule for the parameter {name}; add a line to PARAMETER_RULES.")
+
+
+def _fitting(axes: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """Drops an axis whose size does not divide the dimension: that parameter is then held whole."""
+    sizes = [1 if axis is None else mesh.shape[axis] for axis in axes]
+    return P(*(a if shape[i] % size == 0 else None for i, (a, size) in enumerate(zip(axes, sizes, strict=True))))

@@ -1,0 +1,163 @@
+"""The decoder as a whole: embedding, layers, final norm, head, over an explicit parameter tree.
+
+`Decoder` is the NNX definition. It is split once, here, and what travels is a `Model` (static: sizes and
+graph definitions) beside a plain nested dictionary of arrays, so that policy, reference and sampling copy
+live side by side. Two layouts of one set of weights:
+
+- training: the leaves of `params["layers"]` carry a leading L axis and `hidden_states` scans over them
+  (one layer is compiled once);
+- sampling: `params["layers"]` is a tuple of L trees and `run_layers` walks them (a slice of a stacked
+  array inside the decode loop would be a copy a token).
+
+Shape letters are in `grpo_jax/structs.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from grpo_jax.models import layers
+from grpo_jax.models.spec import ModelSpec
+
+Params = Any
+"""Nested dictionary of arrays; see `Decoder` for the names."""
+
+
+class Decoder(nnx.Module):
+    """Parameters: `embedding` [V, D], `layers` (stacked `Block`s), `final_norm`, `head` [V, D] if untied."""
+
+    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(spec.initializer_range)
+        self.embedding = nnx.Param(init(rngs.params(), (spec.vocab_size, spec.hidden_size), jnp.float32))
+        self.layers = _stacked_blocks(spec, rngs)
+        self.final_norm = layers.RMSNorm(spec.hidden_size, eps=spec.rms_norm_eps)
+        if not spec.tie_word_embeddings:
+            self.head = nnx.Param(init(rngs.params(), (spec.vocab_size, spec.hidden_size), jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The static half of a decoder: hashable, so jitted functions may close over it."""
+
+    spec: ModelSpec
+    block: nnx.GraphDef
+    final_norm: nnx.GraphDef
+
+    def embed(self, params: Params, tokens_BT: jax.Array, *, dtype: Any) -> jax.Array:
+        """Embeddings `[B, T, D]` in `dtype`."""
+        return jnp.take(params["embedding"], tokens_BT, axis=0).astype(dtype)
+
+    def hidden_states(
+        self,
+        params: Params,
+        tokens_BT: jax.Array,
+        valid_BT: jax.Array,
+        *,
+        dtype: Any,
+        remat: str = "none",
+    ) -> jax.Array:
+        """Normed hidden states `[B, T, D]` of whole rows; stacked layers.
+
+        Args:
+            tokens_BT: int32; anything where `valid_BT` is False.
+            valid_BT: bool; padding may stand on the left, on the right or between.
+            dtype: of activations and of weights inside matmuls.
+            remat: key of `REMAT_POLICIES`: what the backward pass recomputes.
+        """
+        positions_BT = positions(valid_BT)
+        rope = layers.rope_tables(positions_BT, self.spec)
+        mask_BTS = layers.causal_mask(valid_BT)
+
+        def attend(q_BTKMH, k_BTKH, v_BTKH):
+            return layers.attend_row(mask_BTS, q_BTKMH, k_BTKH, v_BTKH), None
+
+        def run_layer(x_BTD, layer_params):
+            return nnx.merge(self.block, layer_params)(x_BTD, rope, attend)
+
+        x_BTD = self.embed(params, tokens_BT, dtype=dtype)
+        x_BTD, _ = jax.lax.scan(REMAT_POLICIES[remat](run_layer), x_BTD, params["layers"])
+        return self.normed(params, x_BTD)
+
+    def run_layers(
+        self,
+        params: Params,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array,
+        attends: Sequence[layers.Attend],
+    ) -> tuple[jax.Array, list[Any]]:
+        """Normed hidden states through unstacked layers, each with its own `attend` (its own cache).
+
+        Returns: `[B, T, D]` and what each layer's `attend` wanted back.
+        """
+        rope = layers.rope_tables(positions_BT, self.spec)
+        kept = []
+        for layer_params, attend in zip(params["layers"], attends, strict=True):
+            x_BTD, extra = nnx.merge(self.block, layer_params)(x_BTD, rope, attend)
+            kept.append(extra)
+        return self.normed(params, x_BTD), kept
+
+    def normed(self, params: Params, x_BTD: jax.Array) -> jax.Array:
+        return nnx.merge(self.final_norm, params["final_norm"])(x_BTD)
+
+    def head(self, params: Params) -> jax.Array:
+        """The output matrix `[V, D]`; the embedding itself where the two are tied."""
+        return params["embedding"] if self.spec.tie_word_embeddings else params["head"]
+
+
+def build(spec: ModelSpec) -> tuple[Model, Params]:
+    """Returns the static model and its parameters as shapes (`jax.ShapeDtypeStruct`, float32)."""
+    decoder = nnx.eval_shape(lambda: Decoder(spec, rngs=nnx.Rngs(0)))
+    block = nnx.eval_shape(lambda: layers.Block(spec, rngs=nnx.Rngs(0)))
+    model = Model(spec, nnx.split(block)[0], nnx.split(decoder.final_norm)[0])
+    return model, nnx.to_pure_dict(nnx.state(decoder))
+
+
+def initialise(spec: ModelSpec, *, seed: int, shardings: Params | None = None) -> Params:
+    """Random float32 parameters, made on the devices that `shardings` name."""
+    make = lambda: nnx.to_pure_dict(nnx.state(Decoder(spec, rngs=nnx.Rngs(seed))))  # noqa: E731
+    return jax.jit(make, out_shardings=shardings)()
+
+
+def unstack(params: Params, *, num_layers: int, dtype: Any) -> Params:
+    """The sampling layout: weights in `dtype`, layers as a tuple of L trees. Call it under jit.
+
+    Norm scales keep float32: the training layout multiplies by them in float32 too.
+    """
+
+    def cast_leaf(path: tuple, leaf: jax.Array) -> jax.Array:
+        return leaf if path[-1].key == "scale" else leaf.astype(dtype)
+
+    cast = jax.tree_util.tree_map_with_path(cast_leaf, params)
+    per_layer = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], cast["layers"]) for i in range(num_layers))
+    return {**cast, "layers": per_layer}
+
+
+def positions(valid_BT: jax.Array) -> jax.Array:
+    """int32 `[B, T]`: how many valid tokens stand before; 0 on leading padding."""
+    return jnp.maximum(jnp.cumsum(valid_BT.astype(jnp.int32), axis=1) - 1, 0)
+
+
+REMAT_POLICIES: dict[str, Callable[[Callable], Callable]] = {
+    "none": lambda function: function,
+    "full": functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable),
+    "matmuls": functools.partial(
+        jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    ),
+}
+"""What is kept for the backward pass: everything, only layer inputs, or also the weight matmuls."""
+
+
+def _stacked_blocks(spec: ModelSpec, rngs: nnx.Rngs) -> layers.Block:
+    @nnx.split_rngs(splits=spec.num_layers)
+    @nnx.vmap(in_axes=(0,), out_axes=0)
+    def make(rngs: nnx.Rngs) -> layers.Block:
+        return layers.Block(spec, rngs=rngs)
+
+    return make(rngs)

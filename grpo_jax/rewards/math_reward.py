@@ -1,0 +1,189 @@
+"""Reward for a right final answer, by math-verify.
+
+An attempt enters, a `Grade` leaves: 1.0 and `correct`, or 0.0 and `wrong`, `unparsable` (no answer,
+or none that can be read) or `timed_out`. Numbers and letter-by-letter equal answers are settled
+here, exactly and in microseconds; only the rest is read by math-verify, which takes milliseconds.
+Its timeouts are signals, so this runs on the main thread of a worker process, never in the trainer.
+
+Conventions: 10% is 10; a list is a set, its order is free; a base subscript or unit may be left out
+but not differ; a decimal equals a fraction when it is that fraction to six significant digits or
+more. Lists of guesses and chains of equations are wrong where the gold answer has none.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import re
+from fractions import Fraction
+from typing import Any
+
+from grpo_jax.rewards import answers
+from grpo_jax.rewards.grade import Grade
+from grpo_jax.structs import Attempt
+
+_PARSE_SECONDS = 2  # for one answer; together with _VERIFY_SECONDS well below a deadline of 10 s
+_VERIFY_SECONDS = 4
+_MAX_DIGITS = 10_000.0  # of any number that the comparison could come to compute
+_SIGNIFICANT_DIGITS = 6
+
+_EQUALS = re.compile(r"(?<![<>!:\\])=")
+_LIST = re.compile(r"[,;]|\b(?:and|or)\b|\\pm|\\mp|\\cup|±")
+_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_BASE = re.compile(r"[0-9]\s*_\s*\{?\s*([0-9]+)\s*\}?$")
+
+
+def accuracy_reward(attempt: Attempt) -> Grade:
+    """1.0 when the final answer of the completion is the gold answer, else 0.0.
+
+    Needs math-verify, and the main thread of its process, for answers that are not plain numbers.
+    """
+    answer = answers.final_answer(attempt.completion)
+    if answer is None or answers.refusal(answer):
+        return Grade(0.0, "unparsable", answer or "")
+    outcome = compare(answers.tidy(attempt.answer), answers.tidy(answer))
+    return Grade(1.0 if outcome == "correct" else 0.0, outcome, answer)
+
+
+def compare(gold: str, answer: str) -> str:
+    """Outcome of a tidied answer against a tidied gold answer."""
+    gold_number, number = answers.read_number(gold), answers.read_number(answer)
+    if gold_number and number:
+        return "correct" if same_number(gold_number, number) else "wrong"
+    if not answer:
+        return "unparsable"
+    if answers.squeeze(gold) == answers.squeeze(answer):
+        return "correct"
+    if _is_hedged(gold, answer) or _bases_differ(gold, answer):
+        return "wrong"
+    return _compare_symbolically(gold, answer)
+
+
+def same_number(gold: answers.Number, answer: answers.Number) -> bool:
+    """Equal exactly, or one is the other, a fraction, cut or rounded to six digits or more."""
+    if gold.value == answer.value:
+        return True
+    if (gold.decimals is None) == (answer.decimals is None):
+        return False
+    exact, decimal = (gold, answer) if gold.decimals is None else (answer, gold)
+    places = decimal.decimals or 0
+    if decimal.digits < _SIGNIFICANT_DIGITS or places == 0:
+        return False
+    cut = Fraction(math.trunc(exact.value * 10**places), 10**places)
+    return decimal.value in (cut, round(exact.value, places))
+
+
+def _is_hedged(gold: str, answer: str) -> bool:
+    """The answer lists several values, or chains equations, and the gold answer does not."""
+    gold, answer = (_THOUSANDS.sub("", text) for text in (gold, answer))
+    if _LIST.search(answer) and not _LIST.search(gold) and "(" not in gold and "[" not in gold:
+        return True
+    sides = _EQUALS.split(answer)
+    num_gold_sides = len(_EQUALS.split(gold))
+    if len(sides) > max(2, num_gold_sides) and not _LIST.search(answer):
+        return True
+    if num_gold_sides > 1 or len(sides) != 2:
+        return False
+    left, right = (answers.read_number(side.strip()) for side in sides)
+    # "3 = 5" names two values; "10/2 = 5" names one.
+    return left is not None and (right is None or left.value != right.value)
+
+
+def _bases_differ(gold: str, answer: str) -> bool:
+    """Both numbers carry a base and it is not the same; math-verify reads over the base."""
+    gold_base, base = _BASE.search(gold), _BASE.search(answer)
+    return bool(gold_base and base and gold_base[1] != base[1])
+
+
+def _compare_symbolically(gold: str, answer: str) -> str:
+    from math_verify import verify
+    from math_verify.errors import TimeoutException
+
+    # TimeoutException is no Exception: "except Exception" lets it through and ends the worker.
+    try:
+        gold_value, value = _parse_gold(gold), _parse(answer)
+        if value is None or _is_explosive(value):
+            return "unparsable"
+        if gold_value is None:
+            return "wrong"
+        right = verify(
+            gold_value,
+            value,
+            float_rounding=max(_places(gold), _places(answer)),
+            timeout_seconds=_VERIFY_SECONDS,
+            raise_on_error=True,
+        )
+        return "correct" if right else "wrong"
+    except TimeoutException:
+        return "timed_out"
+    except MemoryError:
+        raise
+    except Exception:
+        # sympy raises nearly every type on nonsense: what cannot be compared is not equal.
+        return "wrong"
+
+
+def _places(tidied: str) -> int:
+    """Decimal places to compare at: six, or six significant digits of a decimal below 0.1."""
+    # At six places for all, 0.0000003 would equal 0 and every other small number.
+    number = answers.read_number(tidied)
+    if number is None or not 0 < abs(number.value) < 1:
+        return _SIGNIFICANT_DIGITS
+    return (
+        _SIGNIFICANT_DIGITS + len(str(number.value.denominator // abs(number.value.numerator))) - 1
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _parse_gold(gold: str) -> Any:
+    """One reading serves all completions of a group."""
+    return _parse(gold)
+
+
+def _parse(answer: str) -> Any:
+    """The sympy value of an answer, not evaluated; None when it cannot be read."""
+    from math_verify import LatexExtractionConfig, parse
+
+    # Their warnings print the completion. Without the box a symbolic answer is cut or lost; without
+    # the expression target no text of a completion reaches sympy's parser, which runs Python.
+    for name in ("math_verify", "latex2sympy2_extended"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    config = LatexExtractionConfig(try_extract_without_anchor=False, boxed_match_priority=0)
+    values = parse(
+        "\\boxed{" + answer + "}",
+        extraction_config=[config],
+        fallback_mode="no_fallback",
+        extraction_mode="first_match",
+        parsing_timeout=_PARSE_SECONDS,
+        raise_on_error=True,
+    )
+    return values[0] if values and not isinstance(values[0], str) else None
+
+
+def _is_explosive(value: Any) -> bool:
+    """Comparing this value could come to compute a number of more than _MAX_DIGITS digits."""
+    try:
+        return _digits_bound(value) > _MAX_DIGITS
+    except (RecursionError, OverflowError):
+        return True
+
+
+def _digits_bound(value: Any) -> float:
+    """Upper bound of log10 of the largest number in a tree, infinite rather than computed.
+
+    The whole tower is followed: ((9^9)^9999)^9999 passes every check of single exponents.
+    """
+    import sympy
+
+    if isinstance(value, sympy.Rational):
+        return math.log10(max(abs(value.p), value.q, 1))
+    args = getattr(value, "args", ())
+    if not args:
+        return 0.0
+    bounds = [_digits_bound(arg) for arg in args]
+    if isinstance(value, sympy.Pow | sympy.exp | sympy.factorial | sympy.gamma):
+        # A number of d digits as exponent or below a factorial makes about 10^d digits.
+        times = 10 ** bounds[-1] if bounds[-1] < 6 else math.inf
+        return times * max(bounds[0], 1.0)
+    return max(bounds) if isinstance(value, sympy.Tuple | sympy.Set) else sum(bounds)

@@ -1,0 +1,102 @@
+"""The records that travel between the rooms.
+
+A step takes `Problem`s, acts (`Completion`), judges (`Attempt` in, `Judgement` out), gathers one
+`Rollout` and packs it into a `TrainBatch`. This file knows none of the rooms and imports no JAX, so
+that the judge's worker processes can read it without loading an accelerator library.
+
+Shape letters of the whole project:
+    P prompts of a step      G completions per prompt    B rows, `p * G + g`
+    T token positions        C completion positions      S cache positions
+    V vocabulary             D model width               F MLP width
+    N query heads            K key/value heads           M query heads per key/value head, N / K
+    H head width             L layers                    A accumulation steps (microbatches)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+OUTCOMES = ("correct", "wrong", "unparsable", "scored", "timed_out", "crashed")
+"""Every judgement ends in exactly one of these.
+
+`correct`, `wrong`, `unparsable` come from a reward that grades an answer; `scored` where no reward of
+the run grades one; `timed_out` passed its deadline and `crashed` killed its worker or raised.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One question of the data set, ready to be sampled."""
+
+    index: int  # position in the data set before any was left out: names the problem in random keys
+    question: str  # as the data set has it
+    answer: str  # gold, extracted
+    prompt: str  # rendered through the chat template
+    prompt_ids: tuple[int, ...]  # what the model reads
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One sampled answer. The end token, when one was sampled, is its last id."""
+
+    ids: np.ndarray  # int32 [num_tokens], at least one
+    sampler_logprobs: np.ndarray  # float32 [num_tokens], natural log, at the sampling temperature
+    ended: bool  # an end token was sampled; False: cut at max_completion_length
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids)
+
+
+class Attempt(NamedTuple):
+    """What a reward sees: text and counts, never arrays."""
+
+    completion: str  # decoded text without special tokens
+    question: str
+    answer: str  # gold
+    num_tokens: int
+    ended: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What the judge says of one attempt."""
+
+    rewards: tuple[float, ...]  # one per reward function, unweighted, in the order configured
+    outcome: str  # one of OUTCOMES
+    parsed: str = ""  # the answer that was read, at most 200 characters
+    seconds: float = 0.0  # wall time inside the worker
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Everything one step collected.
+
+    Lists hold this process's problems; `rewards_PG` holds those of all processes, equal everywhere.
+    """
+
+    problems: list[Problem]  # [P_local]
+    completions: list[list[Completion]]  # [P_local][G]
+    texts: list[list[str]]  # [P_local][G]
+    judgements: list[list[Judgement]]  # [P_local][G]
+    rewards_PG: np.ndarray  # float32, weighted sum over reward functions
+    metrics: dict[str, float]  # of this collection, over all processes
+
+
+class TrainBatch(NamedTuple):
+    """Fixed-shape arrays for one minibatch, cut into A microbatches of B rows.
+
+    A row is the prompt, left-padded to T - C, then the completion, right-padded to C; the completion
+    therefore stands in the same columns of every row.
+    """
+
+    tokens_ABT: Any  # int32; padding is 0 and invalid
+    valid_ABT: Any  # bool; a real token of prompt or completion
+    completion_mask_ABC: Any  # float32; 1 where a completion token is trained on
+    advantages_AB: Any  # float32
+    sampler_logprobs_ABC: Any  # float32, 0 outside the mask
+    old_logprobs_ABC: Any = None  # float32; None: the policy has not moved since it sampled
+    ref_logprobs_ABC: Any = None  # float32; None: no KL term

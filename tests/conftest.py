@@ -1,0 +1,70 @@
+"""Eight fake CPU devices, strict rank promotion, and small random models for all tests."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach out
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="grpo_jax_tests_"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)  # tests share many programs
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from grpo_jax import mesh as mesh_lib
+from grpo_jax.models import decoder
+from grpo_jax.models.spec import ModelSpec
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY = ModelSpec(
+    family="qwen3",
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    max_position_embeddings=512,
+    rms_norm_eps=1e-6,
+    rope_theta=10000.0,
+    qk_norm=True,
+    initializer_range=0.3,  # wide, so that distributions are far from flat
+)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real data sets and tokenizers; the folder is named by an environment variable."""
+    folder = os.environ.get("GRPO_JAX_DATA")
+    if not folder:
+        pytest.skip("GRPO_JAX_DATA names no folder with gsm8k/, math500/ and tokenizers/")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def mesh() -> jax.sharding.Mesh:
+    return mesh_lib.create(data=8, fsdp=1, tensor=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> decoder.Model:
+    return decoder.build(TINY)[0]
+
+
+@pytest.fixture(scope="session")
+def tiny_params(mesh: jax.sharding.Mesh):
+    _, shapes = decoder.build(TINY)
+    return decoder.initialise(TINY, seed=0, shardings=mesh_lib.parameter_shardings(mesh, shapes))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

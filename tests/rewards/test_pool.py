@@ -1,0 +1,388 @@
+"""The judge with reward functions that hang, die, lie and print."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from grpo_jax.rewards import pool, registry, self_test, worker
+from grpo_jax.rewards.grade import Grade
+from grpo_jax.structs import Attempt, Judgement
+
+Write = Callable[[str, str], Attempt]
+
+OWN_REWARDS = '''
+import os, signal, subprocess, sys, time
+from grpo_jax.rewards.grade import Grade
+
+
+def act(attempt):
+    """Does what the completion says."""
+    word, _, rest = attempt.completion.partition(" ")
+    if word == "sleep":
+        time.sleep(float(rest))
+    elif word == "spin":
+        while True:
+            pass
+    elif word == "spawn":
+        child = subprocess.Popen(["sleep", "600"])
+        open(rest, "w").write(str(child.pid))
+        time.sleep(600)
+    elif word == "raise":
+        raise ZeroDivisionError("own fault")
+    elif word == "exit":
+        sys.exit(3)
+    elif word == "die":
+        os._exit(3)
+    elif word == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif word == "eat":
+        bytearray(8 * 2**30)
+    elif word == "print":
+        print('{"rewards": [9.0], "outcome": "correct"}', flush=True)
+        os.write(1, b"not json\\n")
+        sys.stdin.read()
+    elif word == "pid":
+        return float(os.getpid())
+    elif word == "jax":
+        return float("jax" in sys.modules or "jaxlib" in sys.modules)
+    elif word == "return":
+        return {"nan": float("nan"), "inf": float("inf"), "none": None, "text": "1.0",
+                "list": [1.0], "true": True, "grade": Grade(0.5, "correct", "half"),
+                "bad": Grade(1.0, "superb"), "none grade": Grade(None, "correct")}[rest]
+    return 1.0
+
+
+def length(attempt):
+    return float(len(attempt.completion))
+'''
+
+
+@pytest.fixture(scope="module")
+def own_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("own") / "own_rewards.py"
+    file.write_text(OWN_REWARDS)
+    return str(file)
+
+
+def _act(text: str) -> Attempt:
+    return Attempt(text, "", "5", 1, True)
+
+
+def _open(own_file: str, *, num_workers: int = 1, timeout_s: float = 1.0) -> pool.Judge:
+    specs = registry.resolve(f"{own_file}:act,{own_file}:length", "1.0,0.5")
+    return pool.Judge(specs, num_workers=num_workers, timeout_s=timeout_s)
+
+
+def _exists(pid: int) -> bool:
+    """A process that still runs; one that waits to be reaped by a stranger does not count."""
+    try:
+        os.kill(pid, 0)
+        status = Path(f"/proc/{pid}/stat")
+        return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def _gone(pid: int, *, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while _exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not _exists(pid)
+
+
+def _worker_pids(judge: pool.Judge) -> list[int]:
+    return [process.pid for process in judge._workers.values()]
+
+
+def test_rewards_stand_in_the_order_of_the_functions(own_file: str, attempt: Write) -> None:
+    specs = registry.resolve(f"format,{own_file}:length,accuracy", "0.2,0.01,1.0")
+    right = attempt("5", "5")
+    with pool.Judge(specs, num_workers=1) as judge:
+        judge.submit("a", right)
+        judge.submit("b", _act("\\boxed{6}"))
+        judgements = judge.collect()
+    assert judgements["a"].rewards == (1.0, float(len(right.completion)), 1.0)
+    assert (judgements["a"].outcome, judgements["a"].parsed) == ("correct", "5")
+    assert judgements["b"].rewards == (0.0, 9.0, 0.0)
+    assert (judgements["b"].outcome, judgements["b"].parsed) == ("wrong", "6")
+    # 0.2 * 0 + 0.01 * 9 + 1.0 * 0
+    assert registry.weighted_sum(specs, judgements["b"].rewards) == pytest.approx(0.09, abs=1e-12)
+
+
+def test_grades_do_not_depend_on_order_or_number_of_workers(
+    own_file: str, judge: pool.Judge, attempt: Write
+) -> None:
+    values = ["5", "6", "\\frac{10}{2}", "\\sqrt{25}", "five", "", "2+3", "x=5", "\\boxed{5}"] * 20
+    attempts = {index: attempt(value, "5") for index, value in enumerate(values)}
+
+    def grades(judge: pool.Judge, keys: list[int]) -> dict[int, tuple[tuple[float, ...], str]]:
+        for key in keys:
+            judge.submit(key, attempts[key])
+        return {key: (j.rewards, j.outcome) for key, j in judge.collect().items()}
+
+    forward = grades(judge, list(attempts))
+    assert forward == grades(judge, list(reversed(attempts)))
+    with pool.Judge(judge.specs, num_workers=1) as single:
+        assert forward == grades(single, list(attempts))
+    assert len(set(forward.values())) == 3  # correct, wrong, unparsable
+
+
+def test_a_hang_is_killed_at_the_deadline_and_nothing_else_is_touched(own_file: str) -> None:
+    with _open(own_file) as judge:
+        judge.submit("pid", _act("pid"))
+        judge.collect()  # the worker is up
+        start = time.monotonic()
+        for key in ("spin", "sleep 600"):
+            judge.submit(key, _act(key))
+        for index in range(20):
+            judge.submit(index, _act("x" * index))
+        judgements = judge.collect()
+        seconds = time.monotonic() - start
+    for key in ("spin", "sleep 600"):
+        assert (judgements[key].outcome, judgements[key].rewards) == ("timed_out", (0.0, 0.0))
+        assert judgements[key].seconds == pytest.approx(1.0)
+    assert [judgements[i].rewards for i in range(20)] == [(1.0, float(i)) for i in range(20)]
+    # Two deadlines of 1 s, one after the other on one worker, and 2 s of grace for each.
+    assert 2.0 <= seconds < 2 * (1.0 + 2.0)
+
+
+def test_what_a_reward_started_is_killed_with_its_worker(own_file: str, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    with _open(own_file) as judge:
+        judge.submit(0, _act(f"spawn {pid_file}"))
+        assert judge.collect()[0].outcome == "timed_out"
+        assert _gone(int(pid_file.read_text()), within_s=2.0)
+
+
+def test_a_worker_killed_from_outside_is_replaced(own_file: str) -> None:
+    with _open(own_file, timeout_s=30.0) as judge:
+        judge.submit("pid", _act("pid"))
+        first = int(judge.collect()["pid"].rewards[0])
+        judge.submit("at work", _act("sleep 20"))
+        time.sleep(0.3)  # it has begun
+        os.kill(first, signal.SIGKILL)
+        assert judge.collect()["at work"] == Judgement((0.0, 0.0), "crashed")
+        assert "SIGKILL" in judge.first_failure
+        judge.submit("pid", _act("pid"))
+        second = int(judge.collect()["pid"].rewards[0])
+        assert second != first
+        os.kill(second, signal.SIGKILL)  # idle this time: no attempt may suffer
+        assert _gone(second, within_s=2.0)
+        judge.submit("pid", _act("pid"))
+        assert judge.collect()["pid"].outcome == "scored"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("raise", "own_rewards.py:19: ZeroDivisionError: own fault"),
+        ("exit", "SystemExit: 3"),
+        ("return nan", "finite"),
+        ("return inf", "finite"),
+        ("return none", "NoneType"),
+        ("return text", "str"),
+        ("return list", "list"),
+        ("return bad", "outcome"),
+        ("return none grade", "NoneType"),
+    ],
+)
+def test_a_reward_that_raises_or_returns_no_number_crashes_its_attempt_only(
+    own_file: str, text: str, words: str
+) -> None:
+    functions = [
+        registry.load(spec) for spec in registry.resolve(f"{own_file}:act,{own_file}:length")
+    ]
+    reply = worker.judge(_act(text), functions)
+    assert (reply["outcome"], reply["rewards"]) == ("crashed", [0.0, 0.0])
+    assert words in reply["cause"] and "\n" not in reply["cause"]
+
+
+def test_a_number_is_scored_and_a_grade_names_the_outcome(own_file: str) -> None:
+    act = registry.load(registry.resolve(f"{own_file}:act")[0])
+    assert worker.judge(_act("return true"), [act])["rewards"] == [1.0]
+    assert worker.judge(_act("return true"), [act])["outcome"] == "scored"
+    graded = worker.judge(_act("return grade"), [lambda _: 1, act])
+    assert (graded["rewards"], graded["outcome"], graded["parsed"]) == (
+        [1.0, 0.5],
+        "correct",
+        "half",
+    )
+    late = worker.judge(_act(""), [lambda _: 1.0, lambda _: Grade(0.3, "timed_out")])
+    assert (late["rewards"], late["outcome"]) == ([0.0, 0.0], "timed_out")
+
+
+def test_a_raise_keeps_the_worker_and_a_death_replaces_it(own_file: str) -> None:
+    with _open(own_file, timeout_s=20.0) as judge:
+        pids = {}
+        for text in ("none", "raise", "die", "segfault", "eat"):
+            judge.submit("it", _act(text))
+            judge.submit("pid", _act("pid"))
+            judgements = judge.collect()
+            pids[text] = judgements["pid"].rewards[0]
+            assert judgements["it"].outcome == ("scored" if text == "none" else "crashed"), text
+            assert judgements["pid"].outcome == "scored"
+        assert "own fault" in judge.first_failure  # the first one stays
+    assert pids["none"] == pids["raise"]
+    assert len({pids[text] for text in ("raise", "die", "segfault", "eat")}) == 4
+
+
+def test_a_memory_cap_is_named(own_file: str) -> None:
+    with _open(own_file, timeout_s=20.0) as judge:
+        judge.submit(0, _act("eat"))
+        assert judge.collect()[0].outcome == "crashed"
+        assert "config.reward.memory_mb=2048" in judge.first_failure
+
+
+def test_a_reward_may_print_and_read_and_sees_no_jax(own_file: str) -> None:
+    with _open(own_file) as judge:
+        judge.submit("print", _act("print"))
+        judge.submit("jax", _act("jax"))
+        judgements = judge.collect()
+    assert judgements["print"].rewards == (1.0, 5.0)
+    assert judgements["jax"].rewards == (0.0, 3.0)
+
+
+def test_construction_and_submission_return_at_once(own_file: str) -> None:
+    start = time.monotonic()
+    with _open(own_file, num_workers=2) as judge:
+        for index in range(100):
+            judge.submit(index, _act("sleep 0.001"))
+        assert time.monotonic() - start < 0.5  # a worker alone needs about 0.7 s to start
+        assert len(judge.collect()) == 100
+        assert judge.collect() == {}
+
+
+def test_a_key_in_use_is_refused(own_file: str) -> None:
+    with _open(own_file) as judge:
+        judge.submit("a", _act("x"))
+        with pytest.raises(ValueError, match="'a'"):
+            judge.submit("a", _act("y"))
+        assert set(judge.collect()) == {"a"}
+        judge.submit("a", _act("y"))
+        assert set(judge.collect()) == {"a"}
+
+
+def test_no_worker_is_left_after_close_even_in_mid_judgement(own_file: str) -> None:
+    judge = _open(own_file, num_workers=2, timeout_s=600.0)
+    judge.submit("up", _act("pid"))
+    judge.collect()
+    for index in range(4):
+        judge.submit(index, _act("sleep 600"))
+    time.sleep(0.3)
+    pids = _worker_pids(judge)
+    start = time.monotonic()
+    judge.close()
+    assert time.monotonic() - start < 2.0
+    assert len(pids) == 2 and not any(_exists(pid) for pid in pids)
+    with pytest.raises(RuntimeError, match="closed"):
+        judge.collect()
+    with pytest.raises(RuntimeError, match="closed"):
+        judge.submit("more", _act("x"))
+
+
+def test_closing_while_the_workers_start_leaves_none(own_file: str) -> None:
+    judge = _open(own_file, num_workers=2)
+    time.sleep(0.05)
+    pids = _worker_pids(judge)
+    judge.close()
+    assert not any(_exists(pid) for pid in pids)
+
+
+def test_workers_end_when_the_trainer_is_killed(own_file: str) -> None:
+    code = f"""
+import time
+from grpo_jax.rewards import pool, registry
+from grpo_jax.structs import Attempt
+judge = pool.Judge(registry.resolve({own_file!r} + ":act"), num_workers=2, timeout_s=600.0)
+judge.submit(0, Attempt("pid", "", "", 1, True)); judge.collect()
+while len(judge._workers) < 2: time.sleep(0.05)
+judge.submit(1, Attempt("spin", "", "", 1, True))
+judge.submit(2, Attempt("sleep 600", "", "", 1, True))
+time.sleep(1.5)
+print(*[process.pid for process in judge._workers.values()], flush=True)
+time.sleep(600)
+"""
+    trainer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert trainer.stdout is not None
+    pids = [int(word) for word in trainer.stdout.readline().split()]
+    trainer.kill()
+    trainer.communicate()
+    assert len(pids) == 2
+    assert all(_gone(pid, within_s=5.0) for pid in pids)
+
+
+def test_signals_meant_for_the_trainer_are_ignored(own_file: str) -> None:
+    with _open(own_file, timeout_s=20.0) as judge:
+        judge.submit("pid", _act("pid"))
+        pid = int(judge.collect()["pid"].rewards[0])
+        assert os.getpgid(pid) == pid != os.getpgid(0)
+        judge.submit("at work", _act("sleep 0.5"))
+        time.sleep(0.1)
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+        assert judge.collect()["at work"].outcome == "scored"
+        judge.submit("pid", _act("pid"))
+        assert judge.collect()["pid"].rewards[0] == pid
+
+
+def test_a_worker_that_cannot_start_is_an_error_and_no_zero(tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text("import no_such_library\n\ndef reward(attempt):\n    return 1.0\n")
+    with pool.Judge(registry.resolve(f"{file}:reward"), num_workers=2) as judge:
+        judge.submit(0, _act("x"))
+        with pytest.raises(
+            RuntimeError, match=r"broken\.py:1: ModuleNotFoundError.*no_such_library"
+        ):
+            judge.collect()
+
+
+def test_settings_out_of_range_are_refused(own_file: str) -> None:
+    specs = registry.resolve("format")
+    with pytest.raises(ValueError, match=r"config\.reward\.num_workers.*-1"):
+        pool.Judge(specs, num_workers=-1)
+    with pytest.raises(ValueError, match=r"config\.reward\.timeout_s.*0\.0"):
+        pool.Judge(specs, timeout_s=0.0)
+    with pytest.raises(ValueError, match=r"config\.reward\.memory_mb.*64"):
+        pool.Judge(specs, memory_mb=64)
+
+
+def test_the_smallest_memory_cap_is_enough_for_the_built_in_rewards() -> None:
+    with pool.Judge(registry.resolve("accuracy"), num_workers=1, memory_mb=512) as judge:
+        judge.self_test()
+
+
+def test_the_self_test_passes_and_leaves_nothing(judge: pool.Judge) -> None:
+    judge.self_test()
+    assert judge.collect() == {}
+
+
+def test_the_self_test_asks_no_own_reward(own_file: str) -> None:
+    specs = registry.resolve(f"{own_file}:act,format")
+    with pool.Judge(specs, num_workers=1) as judge:
+        judge.self_test()
+
+
+def test_the_self_test_sees_a_judge_that_grades_all_wrong() -> None:
+    specs = registry.resolve("accuracy,format")
+    case = self_test.KNOWN_CASES[0]
+    assert self_test.mistake(case, specs, Judgement((1.0, 1.0), "correct")) == ""
+    for judgement in (
+        Judgement((0.0, 1.0), "wrong"),
+        Judgement((1.0, 0.0), "correct"),
+        Judgement((0.0, 0.0), "crashed"),
+        Judgement((math.inf, 1.0), "correct"),
+    ):
+        assert "misgrades" in self_test.mistake(case, specs, judgement)
+
+
+def test_by_default_there_is_a_worker_per_core_and_at_most_eight() -> None:
+    assert 1 <= pool.default_num_workers() <= 8

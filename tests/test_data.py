@@ -1,0 +1,352 @@
+"""Problems are read, rendered and dealt out: the right ones, once, and the same after a restart."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from grpo_jax import data, text, tiny_tokenizer
+from grpo_jax.structs import Problem
+
+GSM8K_PATTERN = r"####\s*(.+)$"
+ROWS = [
+    {"question": "What is 1 + 1?", "answer": "One and one.\n#### 2"},
+    {"question": "What is 2 + 2?", "answer": "#### 4"},
+    {"question": "Say anything.", "answer": "no gold here"},
+    {"question": "What is 3 + 3? " + "Think well. " * 40, "answer": "#### 6"},
+    {"question": "What is 500 + 500?", "answer": "Many.\n#### 1,000 "},
+]
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_tokenizer.save_tiny_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_folder: Path):
+    return text.load_tokenizer(tiny_folder)
+
+
+def jsonl(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def some_problems(num: int) -> list[Problem]:
+    return [Problem(i, f"q{i}", f"a{i}", f"p{i}", (i, i + 1)) for i in range(num)]
+
+
+def rows_of(batch: list[Problem]) -> list[int]:
+    return [problem.index for problem in batch]
+
+
+# Reading and rendering
+
+
+def test_unusable_rows_are_left_out_counted_and_named(tmp_path, tokenizer):
+    params = data.DataParams(
+        dataset=jsonl(tmp_path / "a.jsonl", ROWS),
+        answer_pattern=GSM8K_PATTERN,
+        max_prompt_length=100,
+    )
+    found = data.load_problems(params, tokenizer)
+    assert rows_of(found.problems) == [0, 1, 4]  # rows of the source, not of what is left
+    assert [problem.answer for problem in found.problems] == ["2", "4", "1,000"]
+    assert (found.num_loaded, found.num_too_long, found.num_without_gold) == (5, 1, 1)
+    assert (found.too_long, found.without_gold) == ((3,), (2,))
+    assert found.summary() == (
+        "3 problems from 5 rows, 1 too long left out (row 3), "
+        "1 without a gold answer left out (row 2)"
+    )
+
+
+def test_a_prompt_is_template_and_prefill_and_its_ids_are_its_text(tmp_path, tokenizer):
+    params = data.DataParams(
+        dataset=jsonl(tmp_path / "a.jsonl", ROWS[:1]),
+        system_prompt="Be brief.",
+        prompt_template="Solve \\boxed{x}: {question}",
+        assistant_prefill="<think>\n",
+    )
+    (problem,) = data.load_problems(params, tokenizer).problems
+    assert problem.prompt == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nSolve \\boxed{x}: What is 1 + 1?<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n"
+    )
+    assert tokenizer.decode(list(problem.prompt_ids)) == problem.prompt
+    assert problem.question == ROWS[0]["question"]
+    assert problem.answer == ROWS[0]["answer"]
+
+
+def test_the_longest_allowed_prompt_is_kept_and_one_token_more_is_not(tmp_path, tokenizer):
+    params = data.DataParams(dataset=jsonl(tmp_path / "a.jsonl", ROWS[:2]))
+    length = len(data.load_problems(params, tokenizer).problems[0].prompt_ids)
+    exact = dataclasses.replace(params, max_prompt_length=length)
+    assert data.load_problems(exact, tokenizer).num_too_long == 0
+    short = dataclasses.replace(params, max_prompt_length=length - 1)
+    with pytest.raises(ValueError, match=r"2 too long.*config\.data\.max_prompt_length"):
+        data.load_problems(short, tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+def test_every_kind_of_file_gives_the_same_problems(kind, tmp_path, tokenizer):
+    rows = [{"q": 'one, "1"?\n', "a": "007"}, {"q": "two?", "a": "NA"}, {"q": "three?", "a": ""}]
+    path = tmp_path / f"a.{kind}"
+    if kind == "jsonl":
+        jsonl(path, rows)
+    elif kind == "json":
+        path.write_text(json.dumps(rows))
+    elif kind == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["q", "a"])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        import datasets
+
+        datasets.Dataset.from_list(rows).to_parquet(str(path))
+    params = data.DataParams(dataset=str(path), question_field="q", answer_field="a")
+    found = data.load_problems(params, tokenizer)
+    assert [(p.question, p.answer) for p in found.problems] == [
+        (rows[0]["q"], "007"),
+        ("two?", "NA"),
+    ]
+    assert found.without_gold == (2,)
+
+
+def test_golds_may_be_numbers_or_missing_but_nothing_else(tmp_path, tokenizer):
+    rows = [{"question": "a?", "answer": 7}, {"question": "b?", "answer": None}]
+    found = data.load_problems(data.DataParams(jsonl(tmp_path / "a.jsonl", rows)), tokenizer)
+    assert [p.answer for p in found.problems] == ["7"]
+    assert found.without_gold == (1,)
+    rows = [{"question": "a?", "answer": ["7"]}]
+    with pytest.raises(ValueError, match=r"row 0.*list.*config\.data\.answer_field"):
+        data.load_problems(data.DataParams(jsonl(tmp_path / "b.jsonl", rows)), tokenizer)
+
+
+def test_a_changed_file_of_the_same_name_is_read_anew(tmp_path, tokenizer):
+    params = data.DataParams(jsonl(tmp_path / "a.jsonl", ROWS[:1]))
+    assert len(data.load_problems(params, tokenizer).problems) == 1
+    jsonl(tmp_path / "a.jsonl", ROWS[:2])
+    assert len(data.load_problems(params, tokenizer).problems) == 2
+
+
+def test_max_problems_takes_the_first_rows_or_rows_drawn_by_a_seed(tmp_path, tokenizer):
+    rows = [{"question": f"{i}?", "answer": str(i)} for i in range(50)]
+    params = data.DataParams(jsonl(tmp_path / "a.jsonl", rows), max_problems=10)
+
+    def taken(seed: int) -> list[int]:
+        drawn = dataclasses.replace(params, shuffle_seed=seed)
+        found = data.load_problems(drawn, tokenizer).problems
+        assert all(problem.answer == str(problem.index) for problem in found)
+        return rows_of(found)
+
+    assert taken(-1) == list(range(10))
+    assert taken(1) == taken(1)
+    assert len(set(taken(1))) == 10
+    assert sorted(taken(1)) != sorted(taken(2))
+
+
+def test_a_slice_of_a_file_is_taken_by_its_split(tmp_path, tokenizer):
+    params = data.DataParams(jsonl(tmp_path / "a.jsonl", ROWS), split="test[1:3]")
+    assert [p.question for p in data.load_problems(params, tokenizer).problems] == [
+        ROWS[1]["question"],
+        ROWS[2]["question"],
+    ]
+
+
+def test_the_embedded_task_has_a_training_and_a_test_split(tokenizer):
+    train = data.load_problems(data.DataParams(max_prompt_length=64), tokenizer)
+    test = data.load_problems(
+        data.DataParams(max_prompt_length=64, split="test", max_problems=600), tokenizer
+    )
+    assert (len(train.problems), len(test.problems)) == (20_000, 600)
+    data.check_disjoint(train.problems, test.problems)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"question_field": "problem"}, r"no field 'problem'.*\['answer', 'question'\]"),
+        ({"answer_field": "gold"}, r"no field 'gold'.*config\.data\.answer_field"),
+        ({"answer_pattern": "####"}, "exactly one group.*got 0"),
+        ({"answer_pattern": "(("}, "no regular expression"),
+        ({"answer_pattern": "gold: (.*)"}, r"no problem.*5 without a gold.*'gold: \(\.\*\)'"),
+        ({"prompt_template": "Solve this."}, r"\{question\}"),
+        ({"max_prompt_length": 0}, r"config\.data\.max_prompt_length"),
+        ({"dataset": "embedded:chess"}, "embedded:word_problems"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_named(changes, message, tmp_path, tokenizer):
+    params = data.DataParams(jsonl(tmp_path / "a.jsonl", ROWS))
+    with pytest.raises(ValueError, match=message):
+        data.load_problems(dataclasses.replace(params, **changes), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", "", "is empty"),
+        ("a.jsonl", '{"question": "a?",\n', "cannot be read"),
+        ("a.csv", "question,answer\n", "cannot be read.*no data"),
+        ("a.txt", "a?", r"ends in '\.txt'"),
+        ("a.jsonl", '{"question": "", "answer": "1"}\n', "row 0 .* no text in 'question'"),
+        (
+            "a.jsonl",
+            '{"question": [1], "answer": "1"}\n',
+            "row 0 .* no text in 'question' but list",
+        ),
+    ],
+)
+def test_a_file_that_is_no_use_says_why(name, content, message, tmp_path, tokenizer):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        data.load_problems(data.DataParams(str(path)), tokenizer)
+
+
+def test_a_missing_file_is_named(tmp_path, tokenizer):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl"):
+        data.load_problems(data.DataParams(str(tmp_path / "nowhere.jsonl")), tokenizer)
+
+
+def test_a_template_that_drops_the_system_prompt_is_refused(tmp_path, tiny_folder):
+    dropping = text.load_tokenizer(tiny_folder)
+    dropping.chat_template = "{{ messages[-1].content }}"
+    params = data.DataParams(jsonl(tmp_path / "a.jsonl", ROWS), system_prompt="Be brief.")
+    with pytest.raises(ValueError, match=r"leaves out the system text.*prompt_template"):
+        data.load_problems(params, dropping)
+
+
+# Dealing out
+
+
+def test_every_epoch_has_every_problem_at_most_once_in_a_new_order():
+    batches = data.problem_batches(some_problems(10), num_prompts=4, seed=0)
+    assert batches.batches_per_epoch == 2
+    epochs = [[index for _ in range(2) for index in rows_of(next(batches))] for _ in range(20)]
+    assert all(len(set(epoch)) == 8 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 20
+    assert {index for epoch in epochs for index in epoch} == set(range(10))  # none is left for ever
+
+
+@pytest.mark.parametrize("process_count", [2, 3, 6])
+def test_processes_share_the_same_global_batch(process_count):
+    problems = some_problems(20)
+    alone = data.problem_batches(problems, num_prompts=6, seed=5)
+    shared = [
+        data.problem_batches(
+            problems, num_prompts=6, seed=5, process_index=i, process_count=process_count
+        )
+        for i in range(process_count)
+    ]
+    for _ in range(8):  # over two epoch ends
+        together = [problem for iterator in shared for problem in next(iterator)]
+        assert together == next(alone)
+
+
+def test_neighbouring_seeds_share_no_epoch():
+    """grain's own shuffle adds the epoch to the seed: epoch 1 of seed 0 would be epoch 0 of seed 1."""
+    orders = set()
+    for seed in range(4):
+        batches = data.problem_batches(some_problems(30), num_prompts=30, seed=seed)
+        orders |= {tuple(rows_of(next(batches))) for _ in range(4)}
+    assert len(orders) == 16
+
+
+@pytest.mark.parametrize("done", [0, 1, 3, 7])
+def test_a_restored_position_continues_the_unbroken_stream(done):
+    problems = some_problems(13)
+    unbroken = data.problem_batches(problems, num_prompts=4, seed=2)
+    for _ in range(done):
+        next(unbroken)
+    state = json.loads(json.dumps(unbroken.get_state()))
+    expected = [next(unbroken) for _ in range(7)]
+    restored = [
+        data.problem_batches(problems, num_prompts=4, seed=2, process_index=i, process_count=2)
+        for i in range(2)
+    ]
+    next(restored[0])  # an iterator that was used already forgets it
+    for iterator in restored:
+        iterator.set_state(state)
+    assert [next(restored[0]) + next(restored[1]) for _ in range(7)] == expected
+
+
+@pytest.mark.parametrize(
+    ("problems", "changes", "message"),
+    [
+        (some_problems(13), {"seed": 3}, "seed was 2, is 3"),
+        (some_problems(13), {"num_prompts": 5}, "num_prompts was 4, is 5"),
+        (some_problems(14), {}, "num_problems was 13, is 14"),
+        (some_problems(14)[1:], {}, "problems was '[0-9a-f]+', is '[0-9a-f]+'"),
+    ],
+)
+def test_a_position_in_other_data_is_refused_and_says_what_changed(problems, changes, message):
+    settings = {"num_prompts": 4, "seed": 2}
+    state = data.problem_batches(some_problems(13), **settings).get_state()
+    other = data.problem_batches(problems, **(settings | changes))
+    with pytest.raises(ValueError, match=message):
+        other.set_state(state)
+
+
+def test_a_changed_gold_answer_or_prompt_is_noticed():
+    problems = some_problems(5)
+    state = data.problem_batches(problems, num_prompts=2, seed=0).get_state()
+    for changes in ({"answer": "other"}, {"prompt_ids": (9, 9)}):
+        changed = [*problems[:-1], dataclasses.replace(problems[-1], **changes)]
+        with pytest.raises(ValueError, match="problems was"):
+            data.problem_batches(changed, num_prompts=2, seed=0).set_state(state)
+
+
+def test_a_batch_that_cannot_be_filled_or_shared_is_refused():
+    with pytest.raises(ValueError, match=r"between 1 and 5 .*got 6.*config\.rollout\.num_prompts"):
+        data.problem_batches(some_problems(5), num_prompts=6, seed=0)
+    with pytest.raises(ValueError, match="multiple of 3"):
+        data.problem_batches(some_problems(5), num_prompts=4, seed=0, process_count=3)
+
+
+def test_an_evaluation_problem_that_was_trained_on_is_found():
+    train = some_problems(4)
+    data.check_disjoint(train, [dataclasses.replace(train[0], question="another")])
+    same = dataclasses.replace(train[2], index=77, question="  Q2\n")
+    with pytest.raises(ValueError, match=r"1 of 2 .*row 77.*Q2"):
+        data.check_disjoint(train, [dataclasses.replace(train[0], question="x"), same])
+
+
+# Real data
+
+
+def test_gsm8k_is_read_and_tokenised_in_seconds(data_folder):
+    tokenizer = text.load_tokenizer(data_folder / "tokenizers" / "qwen2.5")
+    params = data.DataParams(
+        dataset=str(data_folder / "gsm8k" / "train.jsonl"), answer_pattern=GSM8K_PATTERN
+    )
+    start = time.monotonic()
+    train = data.load_problems(params, tokenizer)
+    assert time.monotonic() - start < 20  # 2 s on two quiet cores
+    assert (train.num_loaded, len(train.problems)) == (7473, 7473)
+    assert train.problems[0].answer == "72"
+    assert "You are Qwen" in train.problems[0].prompt  # the template's own system turn
+    held_out = dataclasses.replace(params, dataset=str(data_folder / "gsm8k" / "test.jsonl"))
+    data.check_disjoint(train.problems, data.load_problems(held_out, tokenizer).problems)
+
+
+def test_math500_is_read_with_its_own_field_names(data_folder):
+    tokenizer = text.load_tokenizer(data_folder / "tokenizers" / "qwen3")
+    params = data.DataParams(
+        dataset=str(data_folder / "math500" / "test.jsonl"),
+        split="test",
+        question_field="problem",
+        max_prompt_length=1024,
+    )
+    found = data.load_problems(params, tokenizer)
+    assert (len(found.problems), found.num_without_gold) == (500, 0)
+    assert found.problems[0].answer == r"\left( 3, \frac{\pi}{2} \right)"
