@@ -68,8 +68,6 @@ class Checkpoints:
         self._manager.close()
 
 
-def like(shapes: Any, shardings: Any) -> Any:
-    """Shapes with the places where `restore` shall put them."""
-    return jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings
-    )
+def like(tree: Any) -> Any:
+    """The shapes of a tree of arrays, with the places where `restore` shall put them."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

@@ -61,6 +61,12 @@ def gather(local: np.ndarray) -> np.ndarray:
     return gathered.reshape(-1, *local.shape[1:])
 
 
+def own_share(whole: np.ndarray) -> np.ndarray:
+    """This process's part of what `gather` joined."""
+    share = len(whole) // jax.process_count()
+    return whole[jax.process_index() * share : (jax.process_index() + 1) * share]
+
+
 def largest(number: int) -> int:
     """The largest of all processes' numbers."""
     return int(gather(np.array([number], np.int64)).max())

@@ -7,7 +7,6 @@ are gathered over all processes, so that every process sees the same numbers.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,18 +16,11 @@ import numpy as np
 
 from grpo_jax import distributed
 from grpo_jax.rewards.pool import Judge
+from grpo_jax.rewards.registry import RewardSpec
 from grpo_jax.sampling.engine import Engine
 from grpo_jax.structs import OUTCOMES, Attempt, Completion, Judgement, Problem, Rollout
 
 DecodeText = Callable[[Sequence[np.ndarray]], list[str]]
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardNames:
-    """The reward functions of a run, in the judge's order."""
-
-    names: tuple[str, ...]
-    weights: tuple[float, ...]
 
 
 class Collector:
@@ -38,12 +30,10 @@ class Collector:
         engine: the sampler, with its shapes.
         judge: the pool of judging processes.
         decode_text: token id arrays -> texts without special tokens.
-        rewards: names and weights, in the judge's order.
     """
 
-    def __init__(self, engine: Engine, *, judge: Judge, decode_text: DecodeText, rewards: RewardNames):
-        self.engine, self.judge = engine, judge
-        self.decode_text, self.rewards = decode_text, rewards
+    def __init__(self, engine: Engine, *, judge: Judge, decode_text: DecodeText):
+        self.engine, self.judge, self.decode_text = engine, judge, decode_text
 
     def collect(self, sampling_params: Any, problems: Sequence[Problem], *, step_key: jax.Array) -> Rollout:
         """Samples G completions a problem and judges them.
@@ -71,8 +61,8 @@ class Collector:
         waited = time.perf_counter()
         num_generations = self.engine.shape.num_generations
         judgements = [[judged[p, g] for g in range(num_generations)] for p in range(len(problems))]
-        table_PGX = distributed.gather(_table(completions, judgements, self.rewards))
-        metrics = statistics(table_PGX, self.rewards)
+        table_PGX = distributed.gather(_table(completions, judgements))
+        metrics = statistics(table_PGX, self.judge.specs)
         metrics["time/sample"], metrics["time/judge"] = sampled - started, waited - sampled
         metrics["tokens_per_second"] = metrics["num_tokens"] / (sampled - started)
         return Rollout(
@@ -80,19 +70,19 @@ class Collector:
             completions=completions,
             texts=[[texts[p, g] for g in range(num_generations)] for p in range(len(problems))],
             judgements=judgements,
-            rewards_PG=_weighted(table_PGX, self.rewards),
+            rewards_PG=_weighted(table_PGX, self.judge.specs),
             metrics=metrics,
         )
 
 
-def statistics(table_PGX: np.ndarray, rewards: RewardNames) -> dict[str, float]:
+def statistics(table_PGX: np.ndarray, specs: Sequence[RewardSpec]) -> dict[str, float]:
     """Metrics of judged completions, with TRL's names where it has one.
 
     Args:
         table_PGX: float32; the columns of `_table`.
     """
-    count = len(rewards.names)
-    rewards_PG = _weighted(table_PGX, rewards)
+    count = len(specs)
+    rewards_PG = _weighted(table_PGX, specs)
     length_PG, ended_PG, outcome_PG = (table_PGX[..., count + i] for i in range(3))
     metrics = {
         "reward": float(rewards_PG.mean()),
@@ -104,7 +94,7 @@ def statistics(table_PGX: np.ndarray, rewards: RewardNames) -> dict[str, float]:
         "completions/clipped_ratio": float(1.0 - ended_PG.mean()),
         "num_tokens": float(length_PG.sum()),
     }
-    metrics |= {f"rewards/{name}/mean": float(table_PGX[..., i].mean()) for i, name in enumerate(rewards.names)}
+    metrics |= {f"rewards/{spec.name}/mean": float(table_PGX[..., i].mean()) for i, spec in enumerate(specs)}
     return metrics | {
         f"outcome/{outcome}": float((outcome_PG == i).mean()) for i, outcome in enumerate(OUTCOMES)
     }
@@ -116,9 +106,7 @@ def shuffled(rewards_PG: np.ndarray, *, seed: int, step: int) -> np.ndarray:
     return np.random.default_rng((seed, step)).permutation(flat).reshape(rewards_PG.shape)
 
 
-def _table(
-    completions: list[list[Completion]], judgements: list[list[Judgement]], rewards: RewardNames
-) -> np.ndarray:
+def _table(completions: list[list[Completion]], judgements: list[list[Judgement]]) -> np.ndarray:
     """float32 `[P, G, X]`: one column a reward function, then length, ended, index of the outcome."""
     rows = [
         [
@@ -130,5 +118,6 @@ def _table(
     return np.array(rows, np.float32)
 
 
-def _weighted(table_PGX: np.ndarray, rewards: RewardNames) -> np.ndarray:
-    return (table_PGX[..., : len(rewards.names)] * np.array(rewards.weights, np.float32)).sum(axis=-1)
+def _weighted(table_PGX: np.ndarray, specs: Sequence[RewardSpec]) -> np.ndarray:
+    weights_F = np.array([spec.weight for spec in specs], np.float32)
+    return (table_PGX[..., : len(specs)] * weights_F).sum(axis=-1)

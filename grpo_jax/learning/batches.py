@@ -36,6 +36,15 @@ class Minibatch:
     num_active: int  # microbatches, at least 1 so that the step always measures itself
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One completion with its prompt and what it is worth."""
+
+    problem: Problem
+    completion: Completion
+    advantage: float
+
+
 def pack(
     rollout: Rollout, advantages_PG: np.ndarray, *, num_columns: int, params: BatchParams
 ) -> list[Minibatch]:
@@ -48,7 +57,7 @@ def pack(
     Raises: ValueError if the rows do not divide into minibatches and microbatches.
     """
     rows = [
-        _Row(problem, completion, advantages_PG[p, g])
+        Row(problem, completion, advantages_PG[p, g])
         for p, problem in enumerate(rollout.problems)
         for g, completion in enumerate(rollout.completions[p])
     ]
@@ -59,7 +68,7 @@ def pack(
             f"of {params.microbatch_rows} rows."
         )
     return [
-        _minibatch(rows[i : i + per_minibatch], num_columns, params)
+        minibatch(rows[i : i + per_minibatch], num_columns, params)
         for i in range(0, len(rows), per_minibatch)
     ]
 
@@ -70,14 +79,8 @@ def completion_columns(longest: int, *, max_completion_length: int) -> int:
     return next(width for width in widths if width >= longest)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Row:
-    problem: Problem
-    completion: Completion
-    advantage: float
-
-
-def _minibatch(rows: Sequence[_Row], num_columns: int, params: BatchParams) -> Minibatch:
+def minibatch(rows: Sequence[Row], num_columns: int, params: BatchParams) -> Minibatch:
+    """Lays rows out as one minibatch of `[A, B, ...]` arrays with C = `num_columns`."""
     if params.keep_rows_without_signal:
         num_with_signal = len(rows)
     else:
@@ -88,7 +91,7 @@ def _minibatch(rows: Sequence[_Row], num_columns: int, params: BatchParams) -> M
     return Minibatch(arrays, num_active=max(1, -(-num_with_signal // size)))
 
 
-def _columns(rows: Sequence[_Row], num_columns: int, params: BatchParams) -> list[list[np.ndarray]]:
+def _columns(rows: Sequence[Row], num_columns: int, params: BatchParams) -> list[list[np.ndarray]]:
     """One list of row arrays a field of `TrainBatch`, in its order."""
     width = params.max_prompt_length + num_columns
     fields: list[list[np.ndarray]] = [[] for _ in range(5)]

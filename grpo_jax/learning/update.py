@@ -9,15 +9,19 @@ not depend on the cut, because token weights are computed for the whole minibatc
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from grpo_jax import distributed
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import losses, train_state
+from grpo_jax.learning.batches import Minibatch
 from grpo_jax.learning.token_logprobs import token_logprobs
 from grpo_jax.learning.train_state import TrainState
 from grpo_jax.models.decoder import Model, Params
@@ -46,7 +50,7 @@ class ComputeParams:
 
 
 class Learner:
-    """The jitted programs of learning, compiled once a batch shape."""
+    """The jitted programs of learning, compiled once a batch shape, and the order in which they run."""
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class Learner:
         loss: LossParams,
         compute: ComputeParams,
     ):
+        self.mesh, self.beta = mesh, loss.beta
         state = mesh_lib.parameter_shardings(mesh, train_state.shapes(tx, shapes))
         score = partial(score_batch, model, loss=loss, compute=compute)
         self.score = jax.jit(score, out_shardings=mesh_lib.rows(mesh, leading=1))
@@ -65,6 +70,31 @@ class Learner:
         self.update = jax.jit(
             update, donate_argnums=0, out_shardings=(state, mesh_lib.replicated(mesh))
         )
+
+    def learn(
+        self, state: TrainState, minibatches: Sequence[Minibatch], *, ref_params: Params, num_iterations: int
+    ) -> tuple[TrainState, dict[str, float]]:
+        """All updates of one rollout: `num_iterations` passes over its minibatches.
+
+        Old log-probabilities are computed only if the policy moves before the rollout is used up; with
+        one update they are the update's own. Reference ones only if `beta` asks for them.
+
+        Returns: the new state; metrics, averaged over updates (the gap's largest, where it says max).
+        """
+        tokens = sum(float(part.batch.completion_mask_ABC.sum()) for part in minibatches)
+        all_tokens = float(distributed.gather(np.array([tokens], np.float64)).sum())
+        counts = [jnp.int32(distributed.largest(part.num_active)) for part in minibatches]
+        on_mesh = [mesh_lib.put_rows(self.mesh, part.batch, leading=1) for part in minibatches]
+        if len(minibatches) * num_iterations > 1:
+            on_mesh = [b._replace(old_logprobs_ABC=self.score(state.params, b)) for b in on_mesh]
+        if self.beta:
+            on_mesh = [b._replace(ref_logprobs_ABC=self.score(ref_params, b)) for b in on_mesh]
+        history = []
+        for _ in range(num_iterations):
+            for batch, count in zip(on_mesh, counts, strict=True):
+                state, metrics = self.update(state, batch, count, jnp.float32(all_tokens / len(on_mesh)))
+                history.append(metrics)
+        return state, _averaged(jax.device_get(history))
 
 
 def score_batch(
@@ -189,6 +219,13 @@ def completion_logprobs(
         loss.temperature,
         compute.num_valid_ids,
     )
+
+
+def _averaged(history: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    return {
+        name: float((np.max if name.endswith("/max") else np.mean)([metrics[name] for metrics in history]))
+        for name in history[0]
+    }
 
 
 def _token_weights(mask_ABC: jax.Array, loss: LossParams, rollout_tokens: jax.Array) -> jax.Array:

@@ -127,7 +127,14 @@ def load(folder: str | Path, spec: ModelSpec, *, shapes: Any, shardings: Any) ->
 
 
 def save(
-    params: Any, spec: ModelSpec, *, source: str | Path, folder: str | Path, dtype: str, shard_bytes: int
+    params: Any,
+    spec: ModelSpec,
+    *,
+    source: str | Path,
+    folder: str | Path,
+    dtype: str,
+    shard_bytes: int,
+    write_more: Callable[[Path], object],
 ) -> Path:
     """Writes a Hugging Face folder that `transformers` loads: config, generation config and weights.
 
@@ -140,6 +147,7 @@ def save(
         folder: to create; must not exist.
         dtype: key of `EXPORT_DTYPES`.
         shard_bytes: upper bound of one file, unless a single tensor is larger.
+        write_more: puts other files (the tokenizer's) into the folder before it gets its name.
 
     Raises: FileExistsError if `folder` exists; ValueError for an unknown dtype.
     """
@@ -166,6 +174,7 @@ def save(
     if writer:
         if len(plan) > 1:
             _write_index(unfinished, plan)
+        write_more(unfinished)
         unfinished.rename(folder)
     return folder
 

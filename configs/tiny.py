@@ -1,0 +1,29 @@
+"""A small Qwen learns two-step word problems: the embedded default, nothing to download.
+
+Run:      python -m grpo_jax.train --config configs/tiny.py
+Hardware: a laptop CPU (2 cores)
+Expect:   PLACEHOLDER
+"""
+
+from configs import base
+
+
+def get_config():
+    config = base.get_config()
+    config.output_dir = "runs/tiny"
+    config.max_steps = 20
+    config.model.path = "configs/tiny_qwen"
+    config.data.dataset = "embedded:word_problems"
+    config.data.max_prompt_length = 48
+    config.rollout.num_prompts = 16
+    config.rollout.num_generations = 16
+    config.rollout.max_completion_length = 72
+    config.rollout.window = 24
+    config.grpo.per_device_train_batch_size = 16
+    config.optimizer.learning_rate = 3e-5
+    config.checkpoint.save_steps = 5
+    config.evaluation.dataset = "embedded:word_problems"
+    config.evaluation.max_problems = 500
+    config.evaluation.eval_steps = 5
+    config.evaluation.batch_prompts = 256
+    return config

@@ -1,0 +1,149 @@
+"""How good the policy is on problems it never trained on: accuracy, pass@k, format, length.
+
+Enters: a collector with its own sampler (greedy, or n samples a problem), problems. Leaves: metrics named
+`eval/...` and one record a problem. Every process evaluates its share; the numbers are those of all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from grpo_jax import distributed
+from grpo_jax.rollout import Collector
+from grpo_jax.structs import Problem, Rollout
+
+FORMAT_REWARD = "format"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationParams:
+    """What is evaluated, how, and when. Prompts are rendered as `data` says."""
+
+    dataset: str  # as in `data`; "" evaluates nothing
+    name: str  # configuration of a hub data set
+    split: str  # never the training split
+    max_problems: int  # rows taken, 0: all
+    eval_steps: int  # every so many steps, and at the start and the end; 0: only those two
+    num_generations: int  # samples a problem; 1 with temperature 0 is greedy
+    temperature: float  # 0: the likeliest token always
+    batch_prompts: int  # problems sampled at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The result of one evaluation."""
+
+    metrics: dict[str, float]  # over all processes' problems
+    records: list[dict[str, Any]]  # of this process's problems
+
+
+def evaluate(
+    collector: Collector,
+    sampling_params: Any,
+    problems: Sequence[Problem],
+    *,
+    key: jax.Array,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Samples and judges every problem once (G completions each).
+
+    Args:
+        collector: its sampler's shape gives the batch and G.
+        problems: all processes' problems, the same list everywhere.
+        on_progress: called with problems done and problems in all.
+
+    Raises: ValueError without problems.
+    """
+    if not problems:
+        raise ValueError("There is no problem to evaluate on; check config.evaluation.dataset and split.")
+    count, process = jax.process_count(), jax.process_index()
+    mine = list(problems)[process::count]
+    size = collector.engine.num_rows // count
+    records: list[dict[str, Any]] = []
+    # every process makes the same number of calls, for they are one program; the last may be empty
+    for start in range(0, -(-len(problems) // count), size):
+        batch = mine[start : start + size]
+        rollout = collector.collect(sampling_params, batch, step_key=key)
+        records += _records(rollout, collector)
+        if on_progress:
+            on_progress(min((start + size) * count, len(problems)), len(problems))
+    table = _padded([_numbers(record) for record in records], -(-len(problems) // count))
+    gathered = distributed.gather(table)
+    return Evaluation(summary(gathered[~np.isnan(gathered[:, 0])]), records)
+
+
+def summary(table_X: np.ndarray) -> dict[str, float]:
+    """Metrics from one row a problem: samples, right ones, well formed ones, tokens, cut ones.
+
+    The standard error is that of the mean over problems, of each problem's share of right samples.
+    """
+    samples, right, formed, tokens, cut = table_X.T
+    share = right / samples
+    error = share.std(ddof=1) / math.sqrt(len(share)) if len(share) > 1 else 0.0
+    metrics = {
+        "eval/accuracy": float(share.mean()),
+        "eval/accuracy_stderr": float(error),
+        "eval/format_rate": float((formed / samples).mean()),
+        "eval/mean_length": float((tokens / samples).mean()),
+        "eval/clipped_ratio": float((cut / samples).mean()),
+        "eval/num_problems": float(len(share)),
+    }
+    num_samples = int(samples.min())
+    for k in (2**i for i in range(1, num_samples.bit_length())):
+        values = [pass_at_k(int(n), int(c), k) for n, c in zip(samples, right, strict=True)]
+        metrics[f"eval/pass@{k}"] = float(np.mean(values))
+    return metrics
+
+
+def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
+    """Chance that k samples drawn without putting back hold a right one: `1 - C(n-c, k) / C(n, k)`.
+
+    Source: Chen et al. 2021, "Evaluating large language models trained on code", equation 1.
+    """
+    return 1.0 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
+
+
+def _records(rollout: Rollout, collector: Collector) -> list[dict[str, Any]]:
+    names = [spec.name for spec in collector.judge.specs]
+    return [
+        {
+            "index": problem.index,
+            "question": problem.question,
+            "gold": problem.answer,
+            "samples": [
+                {
+                    "completion": rollout.texts[p][g],
+                    "parsed": judgement.parsed,
+                    "outcome": judgement.outcome,
+                    "rewards": dict(zip(names, judgement.rewards, strict=True)),
+                    "num_tokens": rollout.completions[p][g].num_tokens,
+                    "ended": rollout.completions[p][g].ended,
+                }
+                for g, judgement in enumerate(rollout.judgements[p])
+            ],
+        }
+        for p, problem in enumerate(rollout.problems)
+    ]
+
+
+def _numbers(record: dict[str, Any]) -> list[float]:
+    samples = record["samples"]
+    return [
+        len(samples),
+        sum(sample["outcome"] == "correct" for sample in samples),
+        sum(sample["rewards"].get(FORMAT_REWARD, 0.0) > 0 for sample in samples),
+        sum(sample["num_tokens"] for sample in samples),
+        sum(not sample["ended"] for sample in samples),
+    ]
+
+
+def _padded(rows: list[list[float]], length: int) -> np.ndarray:
+    table = np.full((length, 5), np.nan)
+    table[: len(rows)] = np.array(rows, float).reshape(-1, 5)
+    return table

@@ -1,0 +1,394 @@
+"""Telling: where the numbers, samples and sentences of a run go.
+
+Enters: metrics by name once a step, evaluations, samples, messages. Leaves, in the run folder:
+`metrics.jsonl` and `samples.jsonl` (one JSON object a line), `tensorboard/`; on the console what
+`console.py` draws; and, where configured, Weights & Biases or trackio. Only the first process tells; the
+others hold a `SilentTeller`. A step's number is the count of finished updates: 1 for the first one,
+0 for what is told before it. This room computes no metric and knows no trainer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import json
+import math
+import numbers
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from grpo_jax import console
+
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+WANDB_MODES = ("online", "offline", "disabled")
+ON_POLICY_NOTE = (
+    "the loss prints 0 because the update is on-policy: each ratio is exactly 1 and a group's advantages "
+    "add up to 0; the gradient is not 0 (see grad)"
+)
+NO_SIGNAL_NOTE = "no group has signal: within each group all rewards are equal, so the rewards teach nothing in this step"
+REPEAT_NOTE_AFTER_STEPS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class TellingParams:
+    """Settings of this room (`config.telling`)."""
+
+    completions_every_steps: int = 5  # steps between two tables of samples, at least 0; 0: none
+    num_completions_to_print: int = 3  # samples in a table, at least 1
+    max_characters: int = 600  # longer questions and completions are cut in the tables; at least 20
+    tensorboard: bool = True  # write scalars to RUN/tensorboard
+    wandb: str = "disabled"  # "online" (key from WANDB_API_KEY), "offline" or "disabled"
+    trackio: bool = False  # log to trackio; its folder or Space comes from trackio's environment
+    project: str = "grpo_jax"  # the project's name in wandb and trackio
+    run_name: str = ""  # the run's name there; empty: the name of the run folder
+
+    def __post_init__(self):
+        for name, least in (
+            ("completions_every_steps", 0),
+            ("num_completions_to_print", 1),
+            ("max_characters", 20),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"config.telling.{name} must be at least {least}; got {getattr(self, name)}."
+                )
+        if self.wandb not in WANDB_MODES:
+            raise ValueError(
+                f"config.telling.wandb must be one of {', '.join(WANDB_MODES)}; got {self.wandb!r}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One completion worth showing."""
+
+    problem_index: int  # Problem.index
+    question: str
+    completion: str  # decoded text
+    gold: str
+    parsed: str  # the answer that was read; empty when none was
+    rewards: Mapping[str, float]  # by reward name, unweighted
+    outcome: str  # one of structs.OUTCOMES
+    advantage: float | None = None  # None where nothing was learned from it
+
+
+class Sink(Protocol):
+    """Takes the numbers of a step. A new tracker is one more of these and one line in `open_teller`."""
+
+    def write(self, step: int, metrics: Mapping[str, float | int]) -> None: ...
+    def close(self) -> None: ...
+
+
+def open_teller(
+    run_dir: str | Path,
+    *,
+    params: TellingParams,
+    num_steps: int,
+    config: Mapping[str, Any],
+    started_at: float,
+    first_step: int = 0,
+    stream: TextIO | None = None,
+) -> Teller:
+    """The first process's teller: opens the files and trackers, then starts the progress bar.
+
+    Args:
+        num_steps: of the whole run.
+        config: resolved, as plain dictionaries; goes to the trackers, to no file of ours.
+        started_at: `time.time()` when the program started; `seconds` counts from there.
+        first_step: the first step that this program will tell, 0 at a new start; see `rewind`.
+        stream: where the console's lines go; stdout when None.
+
+    Raises: ValueError as `check_trackers` does.
+    """
+    check_trackers(params)
+    folder = Path(run_dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    rewind(folder, first_step)
+    tracker = {"project": params.project, "name": params.run_name or folder.name, "config": config}
+    sinks: list[Sink] = []
+    if params.tensorboard:
+        sinks.append(TensorBoard(folder / "tensorboard", first_step=first_step))
+    if params.wandb != "disabled":
+        sinks.append(Wandb(folder, mode=params.wandb, **tracker))
+    if params.trackio:
+        sinks.append(Trackio(**tracker))
+    return Teller(
+        sinks,
+        metrics_file=JsonLines(folder / METRICS_FILE),
+        samples_file=JsonLines(folder / SAMPLES_FILE),
+        screen=console.open_screen(
+            stream, num_steps=num_steps, first_step=first_step, max_characters=params.max_characters
+        ),
+        started_at=started_at,
+        num_printed=params.num_completions_to_print,
+    )
+
+
+class Teller:
+    """Tells everything to everyone. Use it as a context manager, so that the terminal is given back."""
+
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        *,
+        metrics_file: JsonLines,
+        samples_file: JsonLines,
+        screen: console.Screen,
+        started_at: float,
+        num_printed: int,
+    ):
+        self._parts = (*sinks, metrics_file, samples_file, screen)
+        self._sinks = sinks
+        self._metrics_file = metrics_file
+        self._samples_file = samples_file
+        self._screen = screen
+        self._started_at = started_at
+        self._num_printed = num_printed
+        self._note_told_at: dict[str, int] = {}
+
+    def tell_step(
+        self, step: int, metrics: Mapping[str, float], *, notes: Sequence[str] = ()
+    ) -> None:
+        """One update's numbers, and in words what a reader may stumble over (see `step_notes`)."""
+        self._write(step, metrics)
+        self._screen.step(step, metrics)
+        for note in notes:
+            last = self._note_told_at.get(note)
+            if last is None or step >= last + REPEAT_NOTE_AFTER_STEPS:
+                self._note_told_at[note] = step
+                self._screen.message(f"  note: {note}")
+
+    def tell_evaluation(
+        self, step: int, metrics: Mapping[str, float], *, samples: Sequence[Sample] = ()
+    ) -> None:
+        """An evaluation made after `step` updates. Names get the prefix `eval/` where they lack it.
+
+        `samples` are kept in samples.jsonl, not printed. The same few problems at each evaluation let the
+        report show which of them went from wrong to right.
+        """
+        metrics = {f"eval/{name.removeprefix('eval/')}": value for name, value in metrics.items()}
+        self._write(step, metrics)
+        self._keep_samples(step, samples, split="eval")
+        told = ", ".join(_in_words(name, value) for name, value in metrics.items())
+        self._screen.message(f"evaluation after step {step}: {told}")
+
+    def tell_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """Training samples: all are kept, the first `num_completions_to_print` are shown."""
+        records = self._keep_samples(step, samples, split="train")
+        if records:
+            self._screen.samples(step, records[: self._num_printed])
+
+    def tell_message(self, text: str) -> None:
+        """One plain line, for what takes long enough that a reader wonders."""
+        self._screen.message(text)
+
+    def finish(self) -> None:
+        """Closes everything, also when one of the parts fails to close. May be called twice."""
+        parts, self._parts = self._parts, ()
+        with contextlib.ExitStack() as stack:
+            for part in parts:
+                stack.callback(part.close)
+
+    def __enter__(self) -> Teller:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.finish()
+
+    def _write(self, step: int, metrics: Mapping[str, float]) -> None:
+        plain = {name: _plain_number(value) for name, value in metrics.items()}
+        seconds = round(time.time() - self._started_at, 3)
+        self._metrics_file.write({"step": step, "seconds": seconds, **plain})  # ours first
+        finite = {name: value for name, value in plain.items() if value is not None}
+        for sink in self._sinks:
+            sink.write(step, finite)
+
+    def _keep_samples(self, step: int, samples: Sequence[Sample], *, split: str) -> list[dict]:
+        records = [
+            {"step": step, "split": split, **dataclasses.asdict(sample)} for sample in samples
+        ]
+        for record in records:
+            rewards = {name: _plain_number(value) for name, value in record["rewards"].items()}
+            advantage = record["advantage"]
+            advantage = None if advantage is None else _plain_number(advantage)
+            self._samples_file.write({**record, "rewards": rewards, "advantage": advantage})
+        return records
+
+
+class SilentTeller:
+    """What the other processes hold: takes everything a `Teller` takes and tells nobody."""
+
+    def tell_step(
+        self, step: int, metrics: Mapping[str, float], *, notes: Sequence[str] = ()
+    ) -> None: ...
+
+    def tell_evaluation(
+        self, step: int, metrics: Mapping[str, float], *, samples: Sequence[Sample] = ()
+    ) -> None: ...
+
+    def tell_samples(self, step: int, samples: Sequence[Sample]) -> None: ...
+
+    def tell_message(self, text: str) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def __enter__(self) -> SilentTeller:
+        return self
+
+    def __exit__(self, *exception) -> None: ...
+
+
+def step_notes(metrics: Mapping[str, float], *, on_policy: bool) -> tuple[str, ...]:
+    """What a step's numbers need said in words.
+
+    Args:
+        on_policy: the policy had not moved since it sampled when this step's gradient was taken.
+    """
+    notes = []
+    if metrics.get("frac_reward_zero_std", 0) >= 1:
+        notes.append(NO_SIGNAL_NOTE)
+    elif on_policy and abs(metrics.get("loss", math.inf)) < 5e-5:  # the column has four decimals
+        notes.append(ON_POLICY_NOTE)
+    return tuple(notes)
+
+
+def rewind(run_dir: str | Path, step: int) -> None:
+    """Removes what the run folder tells of `step` and later, and a line that a kill has torn.
+
+    A killed run may have got further than its last checkpoint; the resumed one tells those steps again.
+    Each file is replaced in one move, so a kill in here loses nothing.
+    """
+    for name in (METRICS_FILE, SAMPLES_FILE):
+        path = Path(run_dir) / name
+        if path.exists():
+            rest = path.with_suffix(".jsonl.part")
+            with path.open("rb") as old, rest.open("wb") as new:
+                new.writelines(line for line in old if _is_before(line, step))
+                new.flush()
+                os.fsync(new.fileno())
+            os.replace(rest, path)
+
+
+def check_trackers(params: TellingParams) -> None:
+    """Finds out before anything is loaded whether the configured trackers can be used.
+
+    Raises: ValueError if a tracker's package is missing, or the key that wandb needs online.
+    """
+    for package, wanted in (("wandb", params.wandb != "disabled"), ("trackio", params.trackio)):
+        if wanted and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"config.telling.{package} is {getattr(params, package)!r} but the package {package} is not "
+                f"installed: pip install 'grpo_jax[{package}]'"
+            )
+    if params.wandb == "online" and not os.environ.get("WANDB_API_KEY"):
+        raise ValueError(
+            "config.telling.wandb is 'online' but the environment has no WANDB_API_KEY: set it, or choose "
+            "'offline' and upload later with `wandb sync`."
+        )
+
+
+class JsonLines:
+    """A file to which objects are appended, one a line, each handed to the system at once."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """Scalars for TensorBoard; of an earlier program's steps it shows only those before `first_step`."""
+
+    def __init__(self, folder: Path, *, first_step: int):
+        import tensorboardX
+
+        # The writer hands events to a thread; a longer queue keeps the trainer from waiting for it.
+        self._writer = tensorboardX.SummaryWriter(
+            str(folder), purge_step=first_step, max_queue=1000, flush_secs=5
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Wandb:
+    """Weights & Biases. The run's id stands in the run folder, so that a resumed run goes on there."""
+
+    def __init__(self, run_dir: Path, *, mode: str, project: str, name: str, config: Mapping):
+        import wandb
+
+        id_file = run_dir / "wandb_run_id"
+        if not id_file.exists():
+            id_file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
+        self._run = wandb.init(
+            project=project,
+            name=name,
+            id=id_file.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            dir=str(run_dir),
+            config=dict(config),
+            mode=mode,  # type: ignore[arg-type]
+            settings=wandb.Settings(silent=True, console="off"),  # the console is ours
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackio:
+    """trackio, in its local folder or the Space that its environment variables name."""
+
+    def __init__(self, *, project: str, name: str, config: Mapping):
+        import trackio
+
+        self._close = trackio.finish
+        with contextlib.redirect_stdout(io.StringIO()):  # it greets with a page of advice
+            self._run = trackio.init(project=project, name=name, config=dict(config), resume="allow")
+
+    def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._close()
+
+
+def _plain_number(value: Any) -> float | int | None:
+    """What JSON can hold: infinities and NaN become None, arrays of one element numbers."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def _in_words(name: str, value: float) -> str:
+    name = name.removeprefix("eval/")
+    if name.endswith(("accuracy", "rate", "ratio")) or name.startswith("pass@"):
+        return f"{name} {100 * value:.1f}%"
+    return f"{name} {value:.4g}"
+
+
+def _is_before(line: bytes, step: int) -> bool:
+    try:
+        return line.endswith(b"\n") and json.loads(line)["step"] < step
+    except (ValueError, KeyError, TypeError):
+        return False

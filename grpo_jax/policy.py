@@ -1,0 +1,134 @@
+"""A model folder as one thing: sizes, weights, tokenizer, where its completions end.
+
+Opening reads headers and the tokenizer only, so that every mistake in them shows before weights are read.
+Enters: a Hugging Face folder or hub id. Leaves: a `Policy`, its parameters on the mesh, samplers for it,
+and in the end a folder of the same kind again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax import mesh as mesh_lib
+from grpo_jax import text
+from grpo_jax.models import decoder, hf_weights, registry
+from grpo_jax.sampling import decode
+from grpo_jax.sampling.engine import Engine, EngineShape
+from grpo_jax.sampling.token_choice import SamplingParams
+
+COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelParams:
+    """Which model, and how it is computed."""
+
+    path: str  # Hugging Face folder, or hub id where a hub can be reached
+    compute_dtype: str  # "auto": bfloat16 on accelerators, float32 on a CPU; or one of COMPUTE_DTYPES
+    remat: str  # key of `decoder.REMAT_POLICIES`: what the backward pass computes again
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A model that can be sampled and trained, without its weights."""
+
+    folder: Path
+    model: decoder.Model
+    shapes: Any  # the parameter tree as shapes
+    tokenizer: Any
+    end_ids: tuple[int, ...]
+    num_valid_ids: int  # ids the tokenizer has; the embedding may have more
+    dtype: Any  # of activations
+
+
+def open_policy(params: ModelParams) -> Policy:
+    """Reads a folder's configuration and tokenizer.
+
+    Raises: FileNotFoundError, ValueError for what is missing or not supported.
+    """
+    if params.remat not in decoder.REMAT_POLICIES:
+        raise ValueError(f"config.model.remat is {params.remat!r}; known are {sorted(decoder.REMAT_POLICIES)}.")
+    folder = _local_folder(params.path)
+    model, shapes = decoder.build(registry.read_spec(folder))
+    tokenizer = text.load_tokenizer(folder)
+    num_valid_ids = max(tokenizer.get_vocab().values()) + 1
+    if num_valid_ids > model.spec.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has ids up to {num_valid_ids - 1}, the model embeds {model.spec.vocab_size}; "
+            "they belong to different models."
+        )
+    generation_path = folder / "generation_config.json"
+    generation_config = registry.read_json(generation_path) if generation_path.is_file() else {}
+    end_ids = text.end_ids(tokenizer, generation_config, registry.read_json(folder / "config.json"))
+    return Policy(folder, model, shapes, tokenizer, end_ids, num_valid_ids, compute_dtype(params.compute_dtype))
+
+
+def compute_dtype(name: str) -> Any:
+    """The dtype that a config names; `auto` looks at the devices."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in COMPUTE_DTYPES:
+        raise ValueError(f"config.model.compute_dtype is {name!r}; known are {['auto', *COMPUTE_DTYPES]}.")
+    return COMPUTE_DTYPES[name]
+
+
+def load_weights(policy: Policy, *, mesh: jax.sharding.Mesh) -> Any:
+    """The folder's weights as float32, stacked, on the mesh."""
+    shardings = mesh_lib.parameter_shardings(mesh, policy.shapes)
+    return hf_weights.load(policy.folder, policy.model.spec, shapes=policy.shapes, shardings=shardings)
+
+
+def make_engine(
+    policy: Policy, *, mesh: jax.sharding.Mesh, shape: EngineShape, sampling: SamplingParams, window: int
+) -> Engine:
+    """A sampler of the given shape for this model."""
+    settings = decode.DecodeSettings(
+        sampling=sampling,
+        end_ids=policy.end_ids,
+        num_valid_ids=policy.num_valid_ids,
+        window=window,
+        dtype=policy.dtype,
+    )
+    return Engine(policy.model, mesh=mesh, shape=shape, settings=settings)
+
+
+def export(policy: Policy, params: Any, folder: str | Path, *, dtype: str, shard_gb: float) -> Path:
+    """Writes a Hugging Face folder: weights, configuration and the tokenizer's files as they were.
+
+    Args:
+        dtype: "auto" keeps the dtype of the folder the model came from.
+        shard_gb: gigabytes of one weight file at most.
+
+    Raises: FileExistsError if the folder exists.
+    """
+    return hf_weights.save(
+        params,
+        policy.model.spec,
+        source=policy.folder,
+        folder=folder,
+        dtype=hf_weights.stored_dtype(policy.folder) if dtype == "auto" else dtype,
+        shard_bytes=int(shard_gb * 1e9),
+        write_more=lambda unfinished: text.save_tokenizer(policy.folder, unfinished),
+    )
+
+
+def _local_folder(path: str) -> Path:
+    if Path(path).is_dir():
+        return Path(path)
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{path!r} is no folder; set config.model.path to a Hugging Face model folder.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=[*WEIGHT_FILES, *text.TOKENIZER_FILES]))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{path!r} is no folder here and could not be fetched from the hub ({str(error).splitlines()[0]}). "
+            "Set config.model.path to a model folder."
+        ) from None

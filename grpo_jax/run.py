@@ -1,0 +1,263 @@
+"""Builds the rooms of one run from its settings, cheapest checks first, and finds where to begin.
+
+Enters: `Settings` and the config they came from. Leaves: a `Run`. Order: sizes that must fit each other,
+the output folder, the model's headers and tokenizer, the data, and only then weights, checkpoint and the
+jitted programs (which compile when they first run).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from grpo_jax import checkpoints, data, distributed, metrics, policy, settings, text
+from grpo_jax import mesh as mesh_lib
+from grpo_jax.learning import batches, train_state
+from grpo_jax.learning.update import ComputeParams, Learner, LossParams
+from grpo_jax.rewards import registry
+from grpo_jax.rewards.pool import Judge
+from grpo_jax.rollout import Collector
+from grpo_jax.sampling.engine import EngineShape, SamplingWeights
+from grpo_jax.sampling.token_choice import SamplingParams
+from grpo_jax.settings import Settings
+from grpo_jax.structs import Problem
+
+CONFIG_FILE = "config.json"
+MAY_CHANGE = {  # when a run goes on: what decides no number of it
+    "max_steps",
+    "output_dir",
+    "compilation_cache",
+    "checkpoint",
+    "telling",
+    "distributed",
+}
+
+
+@dataclasses.dataclass
+class Run:
+    """The rooms of one run; only `state` changes."""
+
+    settings: Settings
+    folder: Path
+    policy: policy.Policy
+    judge: Judge
+    teller: metrics.Teller
+    keeper: checkpoints.Checkpoints
+    problem_batches: data.ProblemBatches
+    held_out: list[Problem]  # evaluated, never trained on
+    weights: SamplingWeights
+    collector: Collector
+    evaluator: Collector
+    packing: batches.BatchParams
+    learner: Learner
+    state: train_state.TrainState
+    ref_params: Any  # None without a KL term
+    first_step: int  # 1 for a new run
+
+
+def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
+    """Builds everything. Call once, after `distributed.start`.
+
+    Raises: ValueError, FileNotFoundError, FileExistsError for what the user can mend.
+    """
+    mesh = mesh_lib.create(data=s.mesh.data, fsdp=s.mesh.fsdp, tensor=s.mesh.tensor)
+    settings.check(s, num_processes=jax.process_count(), num_row_shards=mesh_lib.num_row_shards(mesh))
+    specs = registry.resolve(s.reward.reward_funcs, s.reward.reward_weights)
+    metrics.check_trackers(s.telling)
+    folder = Path(s.output_dir)
+    check_folder(folder, config)
+    opened = policy.open_policy(s.model)
+    settings.check_model(s, opened.model.spec)
+    use_compilation_cache(s.compilation_cache)
+    write_config(folder, config)
+    keeper = checkpoints.Checkpoints(folder / "checkpoints", keep=s.checkpoint.save_total_limit)
+    done = keeper.latest_step() or 0
+    teller = open_teller(folder, s, config, first_step=done + 1 if done else 0, started_at=started_at)
+    judge = Judge(
+        specs, num_workers=s.reward.num_workers, timeout_s=s.reward.timeout_s, memory_mb=s.reward.memory_mb
+    )
+    teller.tell_message(f"devices: {len(jax.devices())} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}")
+    train_problems, held_out = load_problems(s, opened, teller)
+    longest = max(len(problem.prompt_ids) for problem in (*train_problems, *held_out))
+    prompt_columns = min(-(-longest // 16) * 16, s.data.max_prompt_length)
+    collector, evaluator = make_collectors(s, mesh, opened, judge, prompt_columns)
+    state, ref_params, learner = make_learning(s, mesh, opened, teller)
+    run = Run(
+        settings=s,
+        folder=folder,
+        policy=opened,
+        judge=judge,
+        teller=teller,
+        keeper=keeper,
+        problem_batches=data.problem_batches(
+            train_problems,
+            num_prompts=s.rollout.num_prompts,
+            seed=s.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
+        held_out=held_out,
+        weights=SamplingWeights(opened.model, mesh=mesh, shapes=opened.shapes, dtype=opened.dtype),
+        collector=collector,
+        evaluator=evaluator,
+        packing=packing(s, mesh, prompt_columns),
+        learner=learner,
+        state=state,
+        ref_params=ref_params,
+        first_step=done + 1,
+    )
+    if done:
+        restore(run, done)
+    judge.self_test()
+    return run
+
+
+def check_folder(folder: Path, config: dict[str, Any]) -> None:
+    """Raises ValueError if the folder holds another run, or something that is no run."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(
+            f"{folder} has files but no {CONFIG_FILE}: it is no run's folder. Set config.output_dir to a new one."
+        )
+    before = json.loads((folder / CONFIG_FILE).read_text())
+    now = json.loads(json.dumps(config))
+    changed = [
+        name
+        for name in sorted(set(before) | set(now))
+        if name not in MAY_CHANGE and before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run with another config ({describe_changes(before, now, changed)}). "
+            "Set config.output_dir to a new folder, or restore these values to go on with that run."
+        )
+
+
+def describe_changes(before: dict[str, Any], now: dict[str, Any], names: list[str]) -> str:
+    """`section.field was x, is y` for the first few fields that differ."""
+    changes = []
+    for name in names:
+        old, new = before.get(name), now.get(name)
+        if not isinstance(old, dict) or not isinstance(new, dict):
+            old, new = {"": old}, {"": new}
+        for field in sorted(set(old) | set(new)):
+            if old.get(field) != new.get(field):
+                dotted = f"{name}.{field}".rstrip(".")
+                changes.append(f"{dotted} was {old.get(field)!r}, is {new.get(field)!r}")
+    return "; ".join(changes[:4]) + (f" and {len(changes) - 4} more" if len(changes) > 4 else "")
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Keeps compiled programs between runs; only those that took long enough to be worth reading back."""
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    if distributed.is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def open_teller(
+    folder: Path, s: Settings, config: dict[str, Any], *, first_step: int, started_at: float
+) -> metrics.Teller:
+    if not distributed.is_first():
+        return metrics.silent_teller()
+    return metrics.open_teller(
+        folder,
+        params=s.telling,
+        num_steps=s.max_steps,
+        config=config,
+        started_at=started_at,
+        first_step=first_step,
+    )
+
+
+def load_problems(
+    s: Settings, opened: policy.Policy, teller: metrics.Teller
+) -> tuple[list[Problem], list[Problem]]:
+    """Training problems and held-out ones, which must share none."""
+    found = data.load_problems(s.data, opened.tokenizer)
+    teller.tell_message(f"training data: {found.summary()}")
+    if not s.evaluation.dataset:
+        return found.problems, []
+    held_out = data.load_problems(s.evaluation_data, opened.tokenizer)
+    teller.tell_message(f"evaluation data: {held_out.summary()}")
+    data.check_disjoint(found.problems, held_out.problems)
+    return found.problems, held_out.problems
+
+
+def make_collectors(
+    s: Settings, mesh: jax.sharding.Mesh, opened: policy.Policy, judge: Judge, prompt_columns: int
+) -> tuple[Collector, Collector]:
+    """The sampler of training and that of evaluation, sharing one judge."""
+
+    def collector(num_prompts: int, num_generations: int, sampling: SamplingParams) -> Collector:
+        shape = EngineShape(num_prompts, num_generations, prompt_columns, s.rollout.max_completion_length)
+        engine = policy.make_engine(
+            opened, mesh=mesh, shape=shape, sampling=sampling, window=s.rollout.window
+        )
+        return Collector(
+            engine, judge=judge, decode_text=lambda ids: text.decode_completions(opened.tokenizer, ids)
+        )
+
+    looking = s.evaluation
+    return (
+        collector(s.rollout.num_prompts, s.rollout.num_generations, s.rollout.sampling),
+        collector(
+            looking.batch_prompts, looking.num_generations, SamplingParams(temperature=looking.temperature)
+        ),
+    )
+
+
+def make_learning(
+    s: Settings, mesh: jax.sharding.Mesh, opened: policy.Policy, teller: metrics.Teller
+) -> tuple[train_state.TrainState, Any, Learner]:
+    """The fresh train state, the reference's weights if the loss needs them, and the jitted updates."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(opened.shapes))
+    teller.tell_message(f"model: {opened.folder}, {size:,} parameters; reading its weights")
+    params = policy.load_weights(opened, mesh=mesh)
+    ref_params = train_state.frozen_copy(params, dtype=opened.dtype) if s.grpo.beta else None
+    tx = train_state.optimizer(s.optimizer, num_updates=s.num_updates)
+    learner = Learner(
+        opened.model,
+        mesh=mesh,
+        tx=tx,
+        shapes=opened.shapes,
+        loss=LossParams(
+            loss_type=s.grpo.loss_type,
+            epsilon=s.grpo.epsilon,
+            epsilon_high=s.grpo.epsilon_high,
+            beta=s.grpo.beta,
+            temperature=s.rollout.temperature,
+            max_completion_length=s.rollout.max_completion_length,
+        ),
+        compute=ComputeParams(opened.dtype, s.model.remat, opened.num_valid_ids),
+    )
+    return train_state.create(tx, params, mesh=mesh), ref_params, learner
+
+
+def packing(s: Settings, mesh: jax.sharding.Mesh, prompt_columns: int) -> batches.BatchParams:
+    rows = s.grpo.per_device_train_batch_size * mesh_lib.num_row_shards(mesh) // jax.process_count()
+    return batches.BatchParams(
+        max_prompt_length=prompt_columns,
+        max_completion_length=s.rollout.max_completion_length,
+        num_minibatches=s.grpo.num_minibatches,
+        microbatch_rows=rows,
+        mask_truncated_completions=s.grpo.mask_truncated_completions,
+        keep_rows_without_signal=s.grpo.beta > 0,
+    )
+
+
+def restore(run: Run, step: int) -> None:
+    """Takes state and data position from a checkpoint."""
+    run.teller.tell_message(f"going on after step {step} of {run.settings.max_steps}")
+    run.state, record = run.keeper.restore(step, checkpoints.like(run.state))
+    run.problem_batches.set_state(record["data"])

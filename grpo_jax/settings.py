@@ -1,0 +1,266 @@
+"""A config as typed sections, and every rule that crosses them, before anything heavy starts.
+
+Enters: the nested dictionary of a resolved config. Leaves: `Settings`, one frozen dataclass a section, most
+of them owned by the room they configure. Below this line nobody sees a config. Rules that a single value
+can break are checked by the room that owns it; here are those that need several, and the error says which
+numbers would do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from grpo_jax.data import DataParams
+from grpo_jax.distributed import DistributedParams
+from grpo_jax.evaluation import EvaluationParams
+from grpo_jax.learning import advantages, losses
+from grpo_jax.learning.train_state import SCHEDULES, OptimizerParams
+from grpo_jax.metrics import TellingParams
+from grpo_jax.models.spec import ModelSpec
+from grpo_jax.policy import ModelParams
+from grpo_jax.sampling.token_choice import SamplingParams
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshParams:
+    """Sizes of the mesh's axes; see `mesh.py`."""
+
+    data: int  # -1: what fsdp and tensor leave
+    fsdp: int
+    tensor: int
+    cpu_devices: int  # fake devices on a CPU; 0: one a core
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutParams:
+    """What is sampled at a step."""
+
+    num_prompts: int  # problems a step, over all processes
+    num_generations: int  # completions a problem, at least 2
+    max_completion_length: int  # tokens, the end token counted
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    window: int  # decode steps between two looks of the host
+
+    @property
+    def sampling(self) -> SamplingParams:
+        return SamplingParams(self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardParams:
+    """What is rewarded, and by how many processes; see `rewards/`."""
+
+    reward_funcs: str  # names or path/to/file.py:function, comma-separated
+    reward_weights: str  # as many numbers; "" weighs all 1
+    num_workers: int  # judging processes; 0: one a core, at most 8
+    timeout_s: float  # seconds an item may take
+    memory_mb: int  # MiB a judging process may take
+    shuffle_rewards: bool  # the negative control: rewards dealt to other rows, nothing can be learned
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOParams:
+    """The objective and how the rows are cut; see `learning/`."""
+
+    loss_type: str
+    scale_rewards: str
+    epsilon: float
+    epsilon_high: float
+    beta: float
+    num_iterations: int  # passes over a rollout
+    num_minibatches: int  # updates a pass
+    per_device_train_batch_size: int  # rows of one backward pass, on each device that rows are cut over
+    mask_truncated_completions: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointParams:
+    """What is kept; see `checkpoints.py`."""
+
+    save_steps: int  # every so many steps, and at the end; 0: only at the end
+    save_total_limit: int  # newest checkpoints kept
+    export_dtype: str  # of final/: "auto" (as the model came), "float32", "bfloat16", "float16"
+    export_shard_gb: float  # gigabytes of one weight file at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A whole run."""
+
+    seed: int
+    output_dir: str
+    max_steps: int
+    compilation_cache: str  # folder of compiled programs, "" for none
+    model: ModelParams
+    mesh: MeshParams
+    distributed: DistributedParams
+    data: DataParams
+    rollout: RolloutParams
+    reward: RewardParams
+    grpo: GRPOParams
+    optimizer: OptimizerParams
+    checkpoint: CheckpointParams
+    evaluation: EvaluationParams
+    telling: TellingParams
+
+    @property
+    def rows(self) -> int:
+        """Completions of a step, over all processes."""
+        return self.rollout.num_prompts * self.rollout.num_generations
+
+    @property
+    def num_updates(self) -> int:
+        """Optimizer updates of the whole run."""
+        return self.max_steps * self.grpo.num_iterations * self.grpo.num_minibatches
+
+    @property
+    def evaluation_data(self) -> DataParams:
+        """The evaluation's problems, rendered as the training problems are."""
+        return dataclasses.replace(
+            self.data,
+            dataset=self.evaluation.dataset,
+            name=self.evaluation.name,
+            split=self.evaluation.split,
+            max_problems=self.evaluation.max_problems,
+        )
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelParams,
+    "mesh": MeshParams,
+    "distributed": DistributedParams,
+    "data": DataParams,
+    "rollout": RolloutParams,
+    "reward": RewardParams,
+    "grpo": GRPOParams,
+    "optimizer": OptimizerParams,
+    "checkpoint": CheckpointParams,
+    "evaluation": EvaluationParams,
+    "telling": TellingParams,
+}
+
+
+def read(config: dict[str, Any]) -> Settings:
+    """Typed settings from a resolved config; sections must have exactly the fields of their class."""
+    values = {
+        name: SECTIONS[name](**value) if name in SECTIONS else value for name, value in config.items()
+    }
+    return Settings(**values)
+
+
+def check(settings: Settings, *, num_processes: int, num_row_shards: int) -> None:
+    """Raises ValueError for the first rule that is broken, with the numbers that would do.
+
+    Args:
+        num_row_shards: devices that rows are cut over (`mesh.num_row_shards`).
+    """
+    _check_ranges(settings)
+    _check_names(settings)
+    _check_rows(settings, num_processes=num_processes, num_row_shards=num_row_shards)
+
+
+def check_model(settings: Settings, spec: ModelSpec) -> None:
+    """Raises ValueError where lengths or the mesh do not fit the model."""
+    prompt, completion = settings.data.max_prompt_length, settings.rollout.max_completion_length
+    room = spec.max_position_embeddings
+    if prompt + completion > room:
+        raise ValueError(
+            f"config.data.max_prompt_length {prompt} + config.rollout.max_completion_length {completion} = "
+            f"{prompt + completion} tokens; the model has {room} positions. "
+            f"Set max_completion_length to at most {max(room - prompt, 0)}."
+        )
+    tensor = settings.mesh.tensor
+    for what, size in (("key/value heads", spec.num_kv_heads), ("MLP columns", spec.intermediate_size)):
+        if size % tensor:
+            raise ValueError(
+                f"config.mesh.tensor is {tensor}, which does not divide the model's {size} {what}; "
+                f"{_divisors(spec.num_kv_heads)} would do."
+            )
+
+
+def _check_ranges(settings: Settings) -> None:
+    at_least = {
+        "max_steps": (settings.max_steps, 1),
+        "mesh.fsdp": (settings.mesh.fsdp, 1),
+        "mesh.tensor": (settings.mesh.tensor, 1),
+        "mesh.cpu_devices": (settings.mesh.cpu_devices, 0),
+        "rollout.num_prompts": (settings.rollout.num_prompts, 1),
+        "rollout.num_generations": (settings.rollout.num_generations, 2),
+        "rollout.max_completion_length": (settings.rollout.max_completion_length, 1),
+        "rollout.window": (settings.rollout.window, 1),
+        "grpo.epsilon": (settings.grpo.epsilon, 0),
+        "grpo.epsilon_high": (settings.grpo.epsilon_high, 0),
+        "grpo.beta": (settings.grpo.beta, 0),
+        "grpo.num_iterations": (settings.grpo.num_iterations, 1),
+        "grpo.num_minibatches": (settings.grpo.num_minibatches, 1),
+        "grpo.per_device_train_batch_size": (settings.grpo.per_device_train_batch_size, 1),
+        "optimizer.learning_rate": (settings.optimizer.learning_rate, 0),
+        "optimizer.warmup_steps": (settings.optimizer.warmup_steps, 0),
+        "optimizer.weight_decay": (settings.optimizer.weight_decay, 0),
+        "optimizer.max_grad_norm": (settings.optimizer.max_grad_norm, 0),
+        "checkpoint.save_steps": (settings.checkpoint.save_steps, 0),
+        "checkpoint.save_total_limit": (settings.checkpoint.save_total_limit, 1),
+        "evaluation.eval_steps": (settings.evaluation.eval_steps, 0),
+        "evaluation.num_generations": (settings.evaluation.num_generations, 1),
+        "evaluation.batch_prompts": (settings.evaluation.batch_prompts, 1),
+    }
+    for name, (value, least) in at_least.items():
+        if not value >= least:
+            raise ValueError(f"config.{name} must be at least {least}; got {value}.")
+    if settings.rollout.temperature == 0:
+        raise ValueError(
+            "config.rollout.temperature is 0: all completions of a group would be equal and teach nothing. Set 1.0."
+        )
+    for name in ("adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(settings.optimizer, name) < 1:
+            raise ValueError(f"config.optimizer.{name} must lie in [0, 1); got {getattr(settings.optimizer, name)}.")
+
+
+def _check_names(settings: Settings) -> None:
+    known = {
+        "grpo.loss_type": (settings.grpo.loss_type, losses.TOKEN_WEIGHTS),
+        "grpo.scale_rewards": (settings.grpo.scale_rewards, advantages.SCALES),
+        "optimizer.lr_scheduler_type": (settings.optimizer.lr_scheduler_type, SCHEDULES),
+    }
+    for name, (value, names) in known.items():
+        if value not in names:
+            raise ValueError(f"config.{name} is {value!r}; known are {sorted(names)}.")
+
+
+def _check_rows(settings: Settings, *, num_processes: int, num_row_shards: int) -> None:
+    rollout, grpo = settings.rollout, settings.grpo
+    if rollout.num_prompts % num_processes:
+        raise ValueError(
+            f"config.rollout.num_prompts is {rollout.num_prompts}, which {num_processes} processes cannot share; "
+            f"set a multiple of {num_processes}."
+        )
+    per_update, rest = divmod(settings.rows, grpo.num_minibatches * num_row_shards)
+    if rest:
+        raise ValueError(
+            f"{rollout.num_prompts} prompts x {rollout.num_generations} generations = {settings.rows} rows do not "
+            f"divide into config.grpo.num_minibatches {grpo.num_minibatches} x {num_row_shards} devices; "
+            f"set config.rollout.num_prompts to a multiple of "
+            f"{_smallest_prompts(rollout.num_generations, grpo.num_minibatches * num_row_shards, num_processes)}."
+        )
+    if per_update % grpo.per_device_train_batch_size:
+        raise ValueError(
+            f"Each device has {per_update} rows an update, no multiple of "
+            f"config.grpo.per_device_train_batch_size {grpo.per_device_train_batch_size}; "
+            f"{_divisors(per_update)} would do."
+        )
+
+
+def _smallest_prompts(num_generations: int, divisor: int, num_processes: int) -> int:
+    return next(
+        prompts
+        for prompts in range(num_processes, divisor * num_processes + 1, num_processes)
+        if prompts * num_generations % divisor == 0
+    )
+
+
+def _divisors(number: int) -> list[int]:
+    return [i for i in range(1, number + 1) if number % i == 0]

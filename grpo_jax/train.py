@@ -1,0 +1,200 @@
+"""Teaches a model with GRPO: `python -m grpo_jax.train --config configs/tiny.py`.
+
+One step, in the order of `step`:
+
+    take    problems from the data iterator
+    act     sample G completions a problem, with the parameters as they are
+    judge   reward each completion, in other processes, while others are still sampled
+    centre  rewards on their group: advantages
+    pack    rows into fixed-shape minibatches
+    learn   score where needed, then one update a minibatch
+    tell    numbers and samples; then, when it is time, evaluate and save
+
+The same command goes on where a run stopped. At the end OUTPUT_DIR/final is a Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import time
+
+STARTED_AT = time.time()  # before the other imports: `seconds` in metrics.jsonl counts from here
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from grpo_jax import command_line, compilations, distributed, metrics, policy, report, settings
+from grpo_jax import mesh as mesh_lib
+from grpo_jax.evaluation import evaluate
+from grpo_jax.learning import advantages, batches, train_state
+from grpo_jax.rollout import shuffled
+from grpo_jax.run import Run, prepare
+from grpo_jax.structs import Problem, Rollout
+
+
+PRINTS_ZERO = 5e-5  # a loss below this reads 0.0000 on the console
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Reads the config, builds the rooms, trains, exports."""
+    config = command_line.read_config(arguments, program="grpo_jax.train")
+    run_settings = settings.read(config)
+    mesh_lib.use_cpu_devices(run_settings.mesh.cpu_devices)
+    distributed.start(run_settings.distributed)
+    run = prepare(run_settings, config, started_at=STARTED_AT)
+    with run.judge:
+        train(run)
+        finish(run)
+
+
+def train(run: Run) -> None:
+    """The loop, from the first step that is not yet done to the last."""
+    last, compiled = run.settings.max_steps, compilations.Counter()
+    if run.first_step == 1:
+        look(run, step=0)
+    for step in range(run.first_step, last + 1):
+        started, before = time.perf_counter(), compiled.total
+        rollout, advantages_PG, learned = take_step(run, step)
+        learned |= {
+            "time/step": time.perf_counter() - started,
+            "compilations": compiled.total - before,
+        }
+        tell(run, step, rollout, advantages_PG, learned)
+        if is_time(step, every=run.settings.evaluation.eval_steps, last=last):
+            look(run, step=step)
+        if is_time(step, every=run.settings.checkpoint.save_steps, last=last):
+            keep(run, step)
+
+
+def take_step(run: Run, step: int) -> tuple[Rollout, np.ndarray, dict[str, float]]:
+    """One GRPO step; replaces the run's state."""
+    problems = next(run.problem_batches)
+    rollout = collect(run, problems, step)
+    advantages_PG = advantages.group_relative(
+        rollout.rewards_PG, scale_rewards=run.settings.grpo.scale_rewards
+    )
+    return rollout, advantages_PG, learn(run, rollout, advantages_PG)
+
+
+def collect(run: Run, problems: list[Problem], step: int) -> Rollout:
+    """Act, judge and gather."""
+    step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(run.settings.seed), 0), step)
+    rollout = run.collector.collect(run.weights(run.state.params), problems, step_key=step_key)
+    if run.settings.reward.shuffle_rewards:
+        dealt_PG = shuffled(rollout.rewards_PG, seed=run.settings.seed, step=step)
+        rollout = dataclasses.replace(rollout, rewards_PG=dealt_PG)
+    return rollout
+
+
+def learn(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> dict[str, float]:
+    """Pack, score and learn; replaces the run's state."""
+    started = time.perf_counter()
+    longest = max(completion.num_tokens for group in rollout.completions for completion in group)
+    num_columns = batches.completion_columns(
+        distributed.largest(longest), max_completion_length=run.packing.max_completion_length
+    )
+    minibatches = batches.pack(
+        rollout, distributed.own_share(advantages_PG), num_columns=num_columns, params=run.packing
+    )
+    run.state, learned = run.learner.learn(
+        run.state,
+        minibatches,
+        ref_params=run.ref_params,
+        num_iterations=run.settings.grpo.num_iterations,
+    )
+    if not np.isfinite([learned["loss"], learned["grad_norm"]]).all():
+        raise RuntimeError(
+            f"the loss is {learned['loss']}, the gradient's norm {learned['grad_norm']}: not finite. The last "
+            f"checkpoint is of step {run.keeper.latest_step()} in {run.keeper.folder}. "
+            "Lower config.optimizer.learning_rate."
+        )
+    rate = train_state.schedule(run.settings.optimizer, num_updates=run.settings.num_updates)
+    learned["learning_rate"] = float(rate(int(run.state.num_updates) - 1))
+    learned["time/update"] = time.perf_counter() - started
+    return learned
+
+
+def tell(
+    run: Run, step: int, rollout: Rollout, advantages_PG: np.ndarray, learned: dict[str, float]
+) -> None:
+    """Numbers of the step, a remark where they would puzzle, and every few steps some samples."""
+    grpo = run.settings.grpo
+    notes = []
+    if not advantages_PG.any():
+        notes.append(metrics.NO_SIGNAL_NOTE)
+    elif grpo.num_iterations * grpo.num_minibatches == 1 and abs(learned["loss"]) < PRINTS_ZERO:
+        notes.append(metrics.ON_POLICY_NOTE)
+    if run.judge.first_failure:
+        notes.append(f"a reward failed and counted 0: {run.judge.first_failure}")
+    run.teller.tell_step(step, rollout.metrics | learned, notes=notes)
+    if is_time(step, every=run.settings.telling.completions_every_steps, last=run.settings.max_steps):
+        own_PG = distributed.own_share(advantages_PG)
+        run.teller.tell_samples(step, samples(run, rollout, own_PG))
+
+
+def samples(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> list[metrics.Sample]:
+    """The first completion of each of this process's problems, and its second if that fared otherwise."""
+    names = [spec.name for spec in run.judge.specs]
+    chosen = []
+    for p, problem in enumerate(rollout.problems):
+        outcomes = [judgement.outcome for judgement in rollout.judgements[p]]
+        others = [g for g, outcome in enumerate(outcomes) if outcome != outcomes[0]]
+        for g in (0, *others[:1]):
+            judgement = rollout.judgements[p][g]
+            chosen.append(
+                metrics.Sample(
+                    problem_index=problem.index,
+                    question=problem.question,
+                    completion=rollout.texts[p][g],
+                    gold=problem.answer,
+                    parsed=judgement.parsed,
+                    rewards=dict(zip(names, judgement.rewards, strict=True)),
+                    outcome=judgement.outcome,
+                    advantage=float(advantages_PG[p, g]),
+                )
+            )
+    return chosen
+
+
+def look(run: Run, *, step: int) -> None:
+    """Evaluates the policy as it is."""
+    if not run.held_out:
+        return
+    started = time.perf_counter()
+    run.teller.tell_message(f"evaluating on {len(run.held_out)} held-out problems")
+    key = jax.random.fold_in(jax.random.key(run.settings.seed), 1)
+    result = evaluate(run.evaluator, run.weights(run.state.params), run.held_out, key=key)
+    timing = {"time/evaluate": time.perf_counter() - started}
+    run.teller.tell_evaluation(step, result.metrics | timing)
+
+
+def keep(run: Run, step: int) -> None:
+    """Saves all that is needed to go on after this step; training does not wait for the disk."""
+    record = {"step": step, "seed": run.settings.seed, "data": run.problem_batches.get_state()}
+    run.keeper.save(step, run.state, record)
+
+
+def finish(run: Run) -> None:
+    """Waits for the last checkpoint, exports the model, writes the report."""
+    run.keeper.close()
+    final = run.folder / "final"
+    if not final.exists():
+        keeping = run.settings.checkpoint
+        policy.export(
+            run.policy, run.state.params, final, dtype=keeping.export_dtype, shard_gb=keeping.export_shard_gb
+        )
+    distributed.wait_for_all("exported")
+    if distributed.is_first():
+        run.teller.tell_message(f"the model is in {final}, the report is {report.write_report(run.folder)}")
+    run.teller.finish()
+
+
+def is_time(step: int, *, every: int, last: int) -> bool:
+    """At every so many steps and at the last one; `every` 0 leaves only the last."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+if __name__ == "__main__":
+    command_line.run_program(main)
