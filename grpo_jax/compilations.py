@@ -14,5 +14,5 @@ class Counter:
         self.total = 0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, duration: float, **details: object) -> None:
+    def _listen(self, event: str, duration_secs: float, **details: str | int) -> None:
         self.total += event == _EVENT

@@ -33,25 +33,23 @@ COLUMNS = (
     Column("reward", "reward", 7, "decimals", 0),
     Column("accur", "accuracy", 6, "percent", 0),
     Column("length", "completions/mean_length", 7, "tenths", 0),
-    Column("cut", "completions/clipped_ratio", 6, "percent", 1),
+    Column("cut", "completions/clipped_ratio", 6, "percent", 2),
     Column("flat", "frac_reward_zero_std", 6, "percent", 1),
     Column("kl", "kl", 7, "small", 1),
-    Column("entropy", "entropy", 7, "decimals", 1),
+    Column("entropy", "entropy", 7, "decimals", 2),
     Column("grad", "grad_norm", 7, "small", 1),
-    Column("loss", "loss", 7, "decimals", 2),
-    Column("gap", "sampling/sampling_logp_difference/max", 7, "small", 1),
+    Column("loss", "loss", 7, "decimals", 3),
+    Column("gap", "sampling/sampling_logp_difference/max", 7, "small", 0),
     Column("step s", "time/step", 6, "tenths", 1),
-    Column("sample", "time/sample", 6, "tenths", 2),
-    Column("judge", "time/judge", 6, "tenths", 2),
-    Column("update", "time/update", 6, "tenths", 2),
-    Column("save", "time/checkpoint", 6, "tenths", 3),
-    Column("eval", "time/evaluate", 6, "tenths", 3),
-    Column("tok/s", "tokens_per_second", 7, "whole", 1),
+    Column("sample", "time/sample", 6, "tenths", 3),
+    Column("judge", "time/judge", 6, "tenths", 3),
+    Column("update", "time/update", 6, "tenths", 3),
+    Column("tok/s", "tokens_per_second", 7, "whole", 2),
 )
 LEGEND = (
     "accur: correct completions; length: tokens; cut: reached the length limit; flat: groups whose rewards "
     "are all equal (no signal); gap: largest difference between the sampler's and the trainer's "
-    "log-probabilities; step s to eval: seconds"
+    "log-probabilities; step s to update: seconds"
 )
 
 
@@ -73,12 +71,10 @@ def open_screen(
         first_step: the first step that will be told; the bar starts just before it.
         max_characters: longer questions and completions are cut in the middle.
     """
-    stream = stream or sys.stdout
-    if stream.isatty() and os.environ.get("TERM") != "dumb":
-        return RichScreen(
-            stream, num_steps=num_steps, first_step=first_step, max_characters=max_characters
-        )
-    return PlainScreen(stream, num_steps=num_steps, max_characters=max_characters)
+    out = stream or sys.stdout
+    if out.isatty() and os.environ.get("TERM") != "dumb":
+        return RichScreen(out, num_steps=num_steps, first_step=first_step, max_characters=max_characters)
+    return PlainScreen(out, num_steps=num_steps, max_characters=max_characters)
 
 
 class PlainScreen:
@@ -123,9 +119,7 @@ class RichScreen:
         from rich import console, progress
 
         self._stream = stream
-        self._console = console.Console(
-            file=stream, force_terminal=True, width=width, highlight=False
-        )
+        self._console = console.Console(file=stream, force_terminal=True, width=width, highlight=False)
         self._lines = StepLines(num_steps, width=self._console.width)
         self._max_characters = max_characters
         self._progress = progress.Progress(
@@ -139,9 +133,7 @@ class RichScreen:
             refresh_per_second=2,  # the cores are busy with training
             expand=True,
         )
-        self._task = self._progress.add_task(
-            "", total=num_steps, completed=max(first_step - 1, 0), last=""
-        )
+        self._task = self._progress.add_task("", total=num_steps, completed=max(first_step - 1, 0), last="")
         self._progress.start()
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -161,9 +153,7 @@ class RichScreen:
             for index, record in enumerate(records, start=1):
                 self._print(sample_block(record, index, self._max_characters, self._console.width))
         else:
-            self._console.print(
-                sample_table(step, records, self._max_characters, stream=self._stream)
-            )
+            self._console.print(sample_table(step, records, self._max_characters, stream=self._stream))
 
     def close(self) -> None:
         self._progress.stop()
@@ -188,14 +178,13 @@ class StepLines:
         lines = []
         if self._num_lines == 0:
             lines.append(LEGEND)
+            if left_out := [column.header for column in COLUMNS if column not in self._columns]:
+                lines.append(f"no room in this terminal for: {', '.join(left_out)} (all are in the files)")
         if self._num_lines % HEADER_EVERY_LINES == 0:
             cells = [f"{column.header:>{column.width}}" for column in self._columns]
             lines.append("  ".join([f"{'step':>{self._step_width}}", *cells]))
         self._num_lines += 1
-        cells = [
-            number(metrics.get(column.metric), column.width, column.style)
-            for column in self._columns
-        ]
+        cells = [number(metrics.get(column.metric), column.width, column.style) for column in self._columns]
         return [*lines, "  ".join([f"{step:>{self._step_width}}", *cells])]
 
 
@@ -247,9 +236,7 @@ def printable(text: str) -> str:
     Control, format (also the marks that turn the writing direction), private and surrogate characters
     become escapes such as `\\x1b`.
     """
-    return "".join(
-        character if _is_harmless(character) else _escaped(character) for character in text
-    )
+    return "".join(character if _is_harmless(character) else _escaped(character) for character in text)
 
 
 def _is_harmless(character: str) -> bool:
@@ -282,17 +269,13 @@ def cut_middle(text: str, max_characters: int, max_lines: int = 12) -> str:
     return text
 
 
-def sample_block(
-    record: Mapping[str, Any], index: int, max_characters: int, width: int = 100
-) -> str:
+def sample_block(record: Mapping[str, Any], index: int, max_characters: int, width: int = 100) -> str:
     """One sample as plain text, its lines at most `width` wide where words allow.
 
     Each line of a question or completion is led by a bar, so that it cannot pose as a line of ours.
     """
     cells = sample_cells(record, max_characters)
-    facts = "  ".join(
-        f"{name} {cells[name] or '-'}" for name in ("gold", "parsed", "rewards", "advantage")
-    )
+    facts = "  ".join(f"{name} {cells[name] or '-'}" for name in ("gold", "parsed", "rewards", "advantage"))
     lines = [f"  {index}. {cells['outcome']}  {facts}".replace("\n", " ")]
     for name in ("question", "completion"):
         label = name
@@ -310,16 +293,23 @@ def sample_table(
     from rich.table import Table
     from rich.text import Text
 
-    ratios = {"question": 3, "completion": 6, "gold": 1, "parsed": 1, "rewards": 2, "advantage": 1}
+    widths = {
+        "question": 20,
+        "completion": 30,
+        "gold": 4,
+        "parsed": 12,
+        "rewards": 10,
+        "advantage": 9,
+    }
     table = Table(title=f"samples of step {step}", expand=True, show_lines=True)
-    for name, ratio in ratios.items():
-        table.add_column(name, ratio=ratio, overflow="fold")
+    for name, width in widths.items():
+        table.add_column(name, min_width=width, ratio=width // 4, overflow="fold")
     for record in records:
         cells = sample_cells(record, max_characters)
         cells["parsed"] += f"\n({cells['outcome']})"
         cells["rewards"] = cells["rewards"].replace(", ", "\n")
         # A string would be read as rich markup, a Text is not.
-        row = {name: Text(encodable(cells[name], stream)) for name in ratios}
+        row = {name: Text(encodable(cells[name], stream)) for name in widths}
         row["parsed"].stylize({"correct": "green", "wrong": "red"}.get(cells["outcome"], "yellow"))
         table.add_row(*row.values())
     return table

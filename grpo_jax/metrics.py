@@ -32,7 +32,9 @@ ON_POLICY_NOTE = (
     "the loss prints 0 because the update is on-policy: each ratio is exactly 1 and a group's advantages "
     "add up to 0; the gradient is not 0 (see grad)"
 )
-NO_SIGNAL_NOTE = "no group has signal: within each group all rewards are equal, so the rewards teach nothing in this step"
+NO_SIGNAL_NOTE = (
+    "no group has signal: within each group all rewards are equal, so the rewards teach nothing in this step"
+)
 REPEAT_NOTE_AFTER_STEPS = 100
 
 
@@ -79,11 +81,16 @@ class Sample:
     advantage: float | None = None  # None where nothing was learned from it
 
 
-class Sink(Protocol):
+class Closes(Protocol):
+    """What has to be closed at the end."""
+
+    def close(self) -> None: ...
+
+
+class Sink(Closes, Protocol):
     """Takes the numbers of a step. A new tracker is one more of these and one line in `open_teller`."""
 
     def write(self, step: int, metrics: Mapping[str, float | int]) -> None: ...
-    def close(self) -> None: ...
 
 
 def open_teller(
@@ -144,7 +151,7 @@ class Teller:
         started_at: float,
         num_printed: int,
     ):
-        self._parts = (*sinks, metrics_file, samples_file, screen)
+        self._parts: tuple[Closes, ...] = (*sinks, metrics_file, samples_file, screen)
         self._sinks = sinks
         self._metrics_file = metrics_file
         self._samples_file = samples_file
@@ -153,9 +160,7 @@ class Teller:
         self._num_printed = num_printed
         self._note_told_at: dict[str, int] = {}
 
-    def tell_step(
-        self, step: int, metrics: Mapping[str, float], *, notes: Sequence[str] = ()
-    ) -> None:
+    def tell_step(self, step: int, metrics: Mapping[str, float], *, notes: Sequence[str] = ()) -> None:
         """One update's numbers, and in words what a reader may stumble over (see `step_notes`)."""
         self._write(step, metrics)
         self._screen.step(step, metrics)
@@ -168,12 +173,15 @@ class Teller:
     def tell_evaluation(
         self, step: int, metrics: Mapping[str, float], *, samples: Sequence[Sample] = ()
     ) -> None:
-        """An evaluation made after `step` updates. Names get the prefix `eval/` where they lack it.
+        """An evaluation made after `step` updates. Names get the prefix `eval/` where they lack it, except times.
 
         `samples` are kept in samples.jsonl, not printed. The same few problems at each evaluation let the
         report show which of them went from wrong to right.
         """
-        metrics = {f"eval/{name.removeprefix('eval/')}": value for name, value in metrics.items()}
+        metrics = {
+            name if name.startswith(("eval/", "time/")) else f"eval/{name}": value
+            for name, value in metrics.items()
+        }
         self._write(step, metrics)
         self._keep_samples(step, samples, split="eval")
         told = ", ".join(_in_words(name, value) for name, value in metrics.items())
@@ -211,9 +219,7 @@ class Teller:
             sink.write(step, finite)
 
     def _keep_samples(self, step: int, samples: Sequence[Sample], *, split: str) -> list[dict]:
-        records = [
-            {"step": step, "split": split, **dataclasses.asdict(sample)} for sample in samples
-        ]
+        records = [{"step": step, "split": split, **dataclasses.asdict(sample)} for sample in samples]
         for record in records:
             rewards = {name: _plain_number(value) for name, value in record["rewards"].items()}
             advantage = record["advantage"]
@@ -225,9 +231,7 @@ class Teller:
 class SilentTeller:
     """What the other processes hold: takes everything a `Teller` takes and tells nobody."""
 
-    def tell_step(
-        self, step: int, metrics: Mapping[str, float], *, notes: Sequence[str] = ()
-    ) -> None: ...
+    def tell_step(self, step: int, metrics: Mapping[str, float], *, notes: Sequence[str] = ()) -> None: ...
 
     def tell_evaluation(
         self, step: int, metrics: Mapping[str, float], *, samples: Sequence[Sample] = ()
@@ -331,7 +335,7 @@ class Wandb:
     """Weights & Biases. The run's id stands in the run folder, so that a resumed run goes on there."""
 
     def __init__(self, run_dir: Path, *, mode: str, project: str, name: str, config: Mapping):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  # an extra
 
         id_file = run_dir / "wandb_run_id"
         if not id_file.exists():
@@ -358,7 +362,7 @@ class Trackio:
     """trackio, in its local folder or the Space that its environment variables name."""
 
     def __init__(self, *, project: str, name: str, config: Mapping):
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]  # an extra
 
         self._close = trackio.finish
         with contextlib.redirect_stdout(io.StringIO()):  # it greets with a page of advice
@@ -384,6 +388,8 @@ def _in_words(name: str, value: float) -> str:
     name = name.removeprefix("eval/")
     if name.endswith(("accuracy", "rate", "ratio")) or name.startswith("pass@"):
         return f"{name} {100 * value:.1f}%"
+    if name.startswith("time/"):
+        return f"{value:.1f} s"
     return f"{name} {value:.4g}"
 
 

@@ -12,6 +12,7 @@ import html
 import json
 import math
 import os
+import re
 import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,11 +31,44 @@ OUTCOME_COLOURS = {
     "timed_out": "#a855f7",
     "crashed": "#e5484d",
 }
-PHASES = ("time/sample", "time/judge", "time/update", "time/evaluate", "time/checkpoint")
+PHASE_COLOURS = {  # as the others, from the bottom of a bar to its top
+    "sample": "#3b82f6",
+    "judge": "#e8710a",
+    "update": "#16a34a",
+    "other": "#8b949e",
+    "evaluate": "#0e9aa7",
+}
+LOG_DIFFERENCE = "sampling/sampling_logp_difference"
+CURVES = (
+    # title, unit, factor, name in the legend -> metric
+    ("Accuracy", "correct (%)", 100, {"held-out": "eval/accuracy", "training": "accuracy"}),
+    ("Reward", "mean reward", 1, {"total": "reward"}),  # and every reward function's own
+    (
+        *("Completion length", "tokens", 1),
+        {"training": "completions/mean_length", "held-out": "eval/mean_length"},
+    ),
+    (
+        *("Cut completions and groups without signal", "share (%)", 100),
+        {"cut at the limit": "completions/clipped_ratio", "no signal": "frac_reward_zero_std"},
+    ),
+    ("Entropy", "nats a token", 1, {"entropy": "entropy"}),
+    ("KL to the reference", "nats a token", 1, {"kl": "kl"}),
+    ("Gradient norm", "norm before clipping", 1, {"gradient norm": "grad_norm"}),
+    (
+        *("Gap between sampler and trainer", "nats a token", 1),
+        {"largest": f"{LOG_DIFFERENCE}/max", "mean": f"{LOG_DIFFERENCE}/mean"},
+    ),
+    ("Speed", "tokens a second", 1, {"tokens a second": "tokens_per_second"}),
+)
 SVG_STYLE = (
     ".gj-bg{fill:#fff}.gj-t{fill:#57606a;font:12px system-ui,sans-serif}"
     ".gj-h{fill:#1f2328;font:600 14px system-ui,sans-serif}.gj-g{stroke:#8b949e;stroke-opacity:.28}"
     "@media(prefers-color-scheme:dark){.gj-bg{fill:#161b22}.gj-t{fill:#9aa4b2}.gj-h{fill:#e6edf3}}"
+)
+FACTS = (
+    *("model.path", "data.dataset", "seed", "max_steps", "rollout.num_prompts", "rollout.num_generations"),
+    *("rollout.max_completion_length", "rollout.temperature", "grpo.loss_type", "grpo.beta"),
+    *("optimizer.learning_rate", "reward.reward_funcs", "reward.shuffle_rewards"),
 )
 MOST_POINTS = 600  # of a curve; more would only make the file larger
 MOST_BARS = 120
@@ -54,9 +88,7 @@ def write_report(run_dir: str | Path, *, facts: Mapping[str, str] | None = None)
     """
     folder = Path(run_dir).absolute()
     if not (folder / "metrics.jsonl").exists():
-        raise FileNotFoundError(
-            f"{folder} has no metrics.jsonl; give the folder of a run that was started."
-        )
+        raise FileNotFoundError(f"{folder} has no metrics.jsonl; give the folder of a run that was started.")
     rows = list(read_json_lines(folder / "metrics.jsonl"))
     samples = list(read_json_lines(folder / "samples.jsonl"))
     config_file = folder / "config.json"
@@ -153,7 +185,8 @@ def _headlines(rows: list) -> list[tuple[str, str, str]]:
     if rows:
         times = [value for _, value in _points(rows, "time/step")]
         each = f", {statistics.median(times):.2f} s each (median)" if times else ""
-        updates = f"{max(row['step'] for row in rows):,} updates{each}"
+        steps = max(row["step"] for row in rows)
+        updates = f"{steps:,} update{'' if steps == 1 else 's'}{each}"
         tiles.append(("time", _duration(_total_seconds(rows)), updates))
     if tokens := _points(rows, "num_tokens"):
         speeds = [value for _, value in _points(rows, "tokens_per_second")]
@@ -164,53 +197,19 @@ def _headlines(rows: list) -> list[tuple[str, str, str]]:
 
 def _charts(rows: list) -> Iterator[str]:
     """Every chart that this run has numbers for."""
-    reward_parts = sorted(
-        {n for row in rows for n in row if n.startswith("rewards/") and "/mean" in n}
-    )
-    percent = "share (%)"
-    lines: tuple[tuple[str, str, float, dict[str, str]], ...] = (
-        ("Accuracy", "correct (%)", 100, {"held-out": "eval/accuracy", "training": "accuracy"}),
-        (
-            "Reward",
-            "mean reward",
-            1,
-            {"total": "reward", **{name.split("/")[1]: name for name in reward_parts}},
-        ),
-        (
-            "Completion length",
-            "tokens",
-            1,
-            {"training": "completions/mean_length", "held-out": "eval/mean_length"},
-        ),
-        (
-            "Cut completions and groups without signal",
-            percent,
-            100,
-            {"cut at the limit": "completions/clipped_ratio", "no signal": "frac_reward_zero_std"},
-        ),
-        ("Entropy", "nats a token", 1, {"entropy": "entropy"}),
-        ("KL to the reference", "nats a token", 1, {"kl": "kl"}),
-        ("Gradient norm", "norm before clipping", 1, {"gradient norm": "grad_norm"}),
-        (
-            "Gap between sampler and trainer",
-            "nats a token",
-            1,
-            {
-                "largest": "sampling/sampling_logp_difference/max",
-                "mean": "sampling/sampling_logp_difference/mean",
-            },
-        ),
-        ("Speed", "tokens a second", 1, {"tokens a second": "tokens_per_second"}),
-    )
-    for title, y_label, scale, metrics in lines:
+    rewards = sorted({name for row in rows for name in row if re.fullmatch(r"rewards/.+/mean", name)})
+    parts = {name.removeprefix("rewards/").removesuffix("/mean"): name for name in rewards}
+    for title, y_label, scale, metrics in CURVES:
+        metrics = {**metrics, **parts} if title == "Reward" else metrics
         series = {
-            name: [(x, y * scale) for x, y in _points(rows, metric)]
-            for name, metric in metrics.items()
+            name: [(x, y * scale) for x, y in _points(rows, metric)] for name, metric in metrics.items()
         }
         if any(series.values()):
             yield line_chart(series, title=title, x_label="step", y_label=y_label)
     if phases := _phases(rows):
-        yield stacked_bars(phases, title="Time by phase", x_label="step", y_label="seconds")
+        yield stacked_bars(
+            phases, title="Time by phase", x_label="step", y_label="seconds", colours=PHASE_COLOURS
+        )
     if outcomes := _outcomes(rows):
         yield stacked_bars(
             outcomes,
@@ -222,18 +221,23 @@ def _charts(rows: list) -> Iterator[str]:
 
 
 def _phases(rows: list) -> list[tuple[float, dict[str, float]]]:
-    """Seconds by phase of each step; what the phases do not cover of `time/step` is `other`."""
-    bars = []
+    """Seconds by phase of each step, with those of the evaluation after it.
+
+    `other` is what the phases in the step's own line do not cover of its `time/step`.
+    """
+    by_step: dict[int, dict[str, float]] = {}
     for row in rows:
         times = {
-            name.removeprefix("time/"): row[name]
-            for name in sorted(row, key=lambda name: (*PHASES, name).index(name))
-            if name.startswith("time/") and row[name] is not None
+            name.removeprefix("time/"): value
+            for name, value in row.items()
+            if name.startswith("time/") and value is not None
         }
-        step = times.pop("step", 0.0)
-        if times or step:
-            bars.append((row["step"], {**times, "other": max(0.0, step - sum(times.values()))}))
-    return bars
+        if "step" in times:
+            seconds = times.pop("step")
+            times["other"] = max(0.0, seconds - sum(times.values()))
+        if times:
+            by_step.setdefault(row["step"], {}).update(times)
+    return list(by_step.items())
 
 
 def _outcomes(rows: list) -> list[tuple[float, dict[str, float]]]:
@@ -263,9 +267,7 @@ def _story(early: Mapping, late: Mapping) -> str:
     sides = ""
     for sample in (early, late):
         rewards = ", ".join(
-            f"{name} {value:g}"
-            for name, value in (sample.get("rewards") or {}).items()
-            if value is not None
+            f"{name} {value:g}" for name, value in (sample.get("rewards") or {}).items() if value is not None
         )
         mark = "right" if sample.get("outcome") == "correct" else "wrong"
         sides += (
@@ -282,20 +284,15 @@ def _story(early: Mapping, late: Mapping) -> str:
 
 
 def _facts(config: Mapping) -> dict[str, str]:
-    """What names a run, wherever the config's blocks hold it."""
-    wanted = ("path", "source", "seed", "num_generations", "learning_rate", "loss_type", "beta")
-    wanted += ("max_completion_length", "temperature")
-    flat = {
-        f"{block}.{name}": value
-        for block, fields in config.items()
-        for name, value in (fields.items() if isinstance(fields, Mapping) else ())
-    }
-    flat = {**{name: value for name, value in config.items() if name == "seed"}, **flat}
-    return {
-        name: str(value)
-        for name, value in flat.items()
-        if name.split(".")[-1] in wanted and value not in (None, "")
-    }
+    """The fields of the config that name a run, as far as it has them."""
+    facts = {}
+    for field in FACTS:
+        value: Any = config
+        for name in field.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if value not in (None, ""):
+            facts[field] = str(value)
+    return facts
 
 
 def _points(rows: list, metric: str) -> list[tuple[int, float]]:
@@ -409,16 +406,16 @@ def stacked_bars(
 ) -> str:
     """Bars of stacked parts as one SVG picture; many bars are averaged into fewer.
 
+    Parts stand in the order of `colours`, from the bottom up, then those that it does not name.
+
     A bar more than four times as high as the median is cut and its height is written above it: the first
     step, which compiles, would flatten all others.
     """
     bars = _merged(bars) or [(0.0, {})]
-    names = [
-        name
-        for name in dict.fromkeys(n for _, bar in bars for n in bar)
-        if any(b.get(name) for _, b in bars)
-    ]
-    colours = {n: (colours or {}).get(n, COLOURS[i % len(COLOURS)]) for i, n in enumerate(names)}
+    given = dict(colours or {})
+    seen = dict.fromkeys(name for _, bar in bars for name, value in bar.items() if value)
+    names = [*(name for name in given if name in seen), *(name for name in seen if name not in given)]
+    colours = {name: given.get(name, COLOURS[i % len(COLOURS)]) for i, name in enumerate(names)}
     totals = [sum(bar.values()) for _, bar in bars]
     usual = [total for total in totals if total <= 4 * statistics.median(totals)]
     frame = _Frame(title, x_label, y_label, colours, width=width, height=height)
@@ -463,9 +460,7 @@ class _Frame:
         self.left, self.right = 70, width - 18
         self.top, self.bottom = 48 + 20 * rows, height - 44
 
-    def scale(
-        self, x_range: tuple[float, float], y_range: tuple[float, float], *, whole_x: bool
-    ) -> None:
+    def scale(self, x_range: tuple[float, float], y_range: tuple[float, float], *, whole_x: bool) -> None:
         self.x_low, self.x_high = x_range
         self.x_ticks, self.x_step = ticks(*x_range, most=8, whole=whole_x)
         low, high = y_range
@@ -475,9 +470,7 @@ class _Frame:
         self.y_ticks, _ = ticks(self.y_low, self.y_high, most=5, step=self.y_step)
 
     def x(self, value: float) -> float:
-        return self.left + (value - self.x_low) / (self.x_high - self.x_low) * (
-            self.right - self.left
-        )
+        return self.left + (value - self.x_low) / (self.x_high - self.x_low) * (self.right - self.left)
 
     def y(self, value: float) -> float:
         share = (value - self.y_low) / (self.y_high - self.y_low)
@@ -491,17 +484,11 @@ class _Frame:
         parts = [f'<text class="gj-h" x="16" y="24">{_esc(self.title)}</text>', *self.legend]
         for tick in self.y_ticks:
             y = self.y(tick)
-            parts.append(
-                f'<line class="gj-g" x1="{self.left}" x2="{self.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            )
+            parts.append(f'<line class="gj-g" x1="{self.left}" x2="{self.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(self.text(self.left - 8, y + 4, tick_text(tick, self.y_step), "end"))
         for tick in self.x_ticks:
-            parts.append(
-                self.text(self.x(tick), self.bottom + 18, tick_text(tick, self.x_step), "middle")
-            )
-        parts.append(
-            self.text((self.left + self.right) / 2, self.height - 8, self.x_label, "middle")
-        )
+            parts.append(self.text(self.x(tick), self.bottom + 18, tick_text(tick, self.x_step), "middle"))
+        parts.append(self.text((self.left + self.right) / 2, self.height - 8, self.x_label, "middle"))
         turn = f' transform="rotate(-90 18 {middle:.0f})"'
         parts.append(self.text(18, middle, self.y_label, "middle", turn))
         return (
@@ -521,9 +508,7 @@ class _Frame:
             if x + needed > self.width and x > 16:
                 x, row = 16.0, row + 1
             y = 44 + 20 * row
-            parts.append(
-                f'<rect x="{x:.0f}" y="{y - 9}" width="10" height="10" rx="2" fill="{colour}"/>'
-            )
+            parts.append(f'<rect x="{x:.0f}" y="{y - 9}" width="10" height="10" rx="2" fill="{colour}"/>')
             parts.append(self.text(x + 15, y, name))
             x += needed
         return parts, row + 1
@@ -535,9 +520,7 @@ def ticks(
     """Round values from low to high, at most about `most`, and the distance between them."""
     if not step:
         power = 10.0 ** math.floor(math.log10((high - low) / most))
-        step = next(
-            n * power for n in (1, 2, 5, 10) if n * power * most >= (high - low) * (1 - 1e-9)
-        )
+        step = next(n * power for n in (1, 2, 5, 10) if n * power * most >= (high - low) * (1 - 1e-9))
         step = max(1.0, step) if whole else step
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [n * step for n in range(first, last + 1)], step

@@ -36,6 +36,8 @@ MAY_CHANGE = {  # when a run goes on: what decides no number of it
     "distributed",
 }
 
+Teller = metrics.Teller | metrics.SilentTeller  # of the first process | of the others
+
 
 @dataclasses.dataclass
 class Run:
@@ -45,7 +47,7 @@ class Run:
     folder: Path
     policy: policy.Policy
     judge: Judge
-    teller: metrics.Teller
+    teller: Teller
     keeper: checkpoints.Checkpoints
     problem_batches: data.ProblemBatches
     held_out: list[Problem]  # evaluated, never trained on
@@ -167,9 +169,9 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
 
 def open_teller(
     folder: Path, s: Settings, config: dict[str, Any], *, first_step: int, started_at: float
-) -> metrics.Teller:
+) -> Teller:
     if not distributed.is_first():
-        return metrics.silent_teller()
+        return metrics.SilentTeller()
     return metrics.open_teller(
         folder,
         params=s.telling,
@@ -181,7 +183,7 @@ def open_teller(
 
 
 def load_problems(
-    s: Settings, opened: policy.Policy, teller: metrics.Teller
+    s: Settings, opened: policy.Policy, teller: Teller
 ) -> tuple[list[Problem], list[Problem]]:
     """Training problems and held-out ones, which must share none."""
     found = data.load_problems(s.data, opened.tokenizer)
@@ -218,7 +220,7 @@ def make_collectors(
 
 
 def make_learning(
-    s: Settings, mesh: jax.sharding.Mesh, opened: policy.Policy, teller: metrics.Teller
+    s: Settings, mesh: jax.sharding.Mesh, opened: policy.Policy, teller: Teller
 ) -> tuple[train_state.TrainState, Any, Learner]:
     """The fresh train state, the reference's weights if the loss needs them, and the jitted updates."""
     size = sum(leaf.size for leaf in jax.tree.leaves(opened.shapes))

@@ -33,8 +33,7 @@ from grpo_jax.rollout import shuffled
 from grpo_jax.run import Run, prepare
 from grpo_jax.structs import Problem, Rollout
 
-
-PRINTS_ZERO = 5e-5  # a loss below this reads 0.0000 on the console
+NUM_EVALUATION_SAMPLES = 24  # kept of each evaluation, always the same problems: the report compares them
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     mesh_lib.use_cpu_devices(run_settings.mesh.cpu_devices)
     distributed.start(run_settings.distributed)
     run = prepare(run_settings, config, started_at=STARTED_AT)
-    with run.judge:
+    with run.judge, run.teller:
         train(run)
         finish(run)
 
@@ -111,7 +110,7 @@ def learn(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> dict[str, fl
             "Lower config.optimizer.learning_rate."
         )
     rate = train_state.schedule(run.settings.optimizer, num_updates=run.settings.num_updates)
-    learned["learning_rate"] = float(rate(int(run.state.num_updates) - 1))
+    learned["learning_rate"] = float(np.asarray(rate(int(run.state.num_updates) - 1)))
     learned["time/update"] = time.perf_counter() - started
     return learned
 
@@ -120,15 +119,12 @@ def tell(
     run: Run, step: int, rollout: Rollout, advantages_PG: np.ndarray, learned: dict[str, float]
 ) -> None:
     """Numbers of the step, a remark where they would puzzle, and every few steps some samples."""
-    grpo = run.settings.grpo
-    notes = []
-    if not advantages_PG.any():
-        notes.append(metrics.NO_SIGNAL_NOTE)
-    elif grpo.num_iterations * grpo.num_minibatches == 1 and abs(learned["loss"]) < PRINTS_ZERO:
-        notes.append(metrics.ON_POLICY_NOTE)
+    numbers = rollout.metrics | learned
+    on_policy = run.settings.grpo.num_iterations * run.settings.grpo.num_minibatches == 1
+    notes = [*metrics.step_notes(numbers, on_policy=on_policy)]
     if run.judge.first_failure:
         notes.append(f"a reward failed and counted 0: {run.judge.first_failure}")
-    run.teller.tell_step(step, rollout.metrics | learned, notes=notes)
+    run.teller.tell_step(step, numbers, notes=notes)
     if is_time(step, every=run.settings.telling.completions_every_steps, last=run.settings.max_steps):
         own_PG = distributed.own_share(advantages_PG)
         run.teller.tell_samples(step, samples(run, rollout, own_PG))
@@ -167,7 +163,16 @@ def look(run: Run, *, step: int) -> None:
     key = jax.random.fold_in(jax.random.key(run.settings.seed), 1)
     result = evaluate(run.evaluator, run.weights(run.state.params), run.held_out, key=key)
     timing = {"time/evaluate": time.perf_counter() - started}
-    run.teller.tell_evaluation(step, result.metrics | timing)
+    kept = [
+        metrics.Sample(
+            problem_index=record["index"],
+            question=record["question"],
+            gold=record["gold"],
+            **{name: record["samples"][0][name] for name in ("completion", "parsed", "rewards", "outcome")},
+        )
+        for record in result.records[:NUM_EVALUATION_SAMPLES]
+    ]
+    run.teller.tell_evaluation(step, result.metrics | timing, samples=kept)
 
 
 def keep(run: Run, step: int) -> None:
@@ -188,7 +193,6 @@ def finish(run: Run) -> None:
     distributed.wait_for_all("exported")
     if distributed.is_first():
         run.teller.tell_message(f"the model is in {final}, the report is {report.write_report(run.folder)}")
-    run.teller.finish()
 
 
 def is_time(step: int, *, every: int, last: int) -> bool:

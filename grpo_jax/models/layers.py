@@ -111,9 +111,7 @@ class Block(nnx.Module):
             return x_BTD + self.mlp(self.mlp_norm(x_BTD)), kept
 
 
-def rope_tables(
-    positions_BT: jax.Array, spec: spec_lib.ModelSpec
-) -> tuple[jax.Array, jax.Array]:
+def rope_tables(positions_BT: jax.Array, spec: spec_lib.ModelSpec) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines `[B, T, H/2]`, float32, of the rotary angles at int32 positions."""
     frequencies_H = jnp.asarray(spec_lib.rope_inverse_frequencies(spec))[None, None]
     angles_BTH = positions_BT[..., None].astype(jnp.float32) * frequencies_H
@@ -140,11 +138,8 @@ def causal_mask(valid_BT: jax.Array) -> jax.Array:
 
 def attend_row(mask_BTS: jax.Array, q_BTKMH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> jax.Array:
     """Softmax attention over whole rows; scores and softmax in float32. Returns `[B, T, K, M, H]`."""
-    scores_BKMTS = jnp.einsum(
-        "BTKMH,BSKH->BKMTS", q_BTKMH, k_BSKH, preferred_element_type=jnp.float32
-    )
+    scores_BKMTS = jnp.einsum("BTKMH,BSKH->BKMTS", q_BTKMH, k_BSKH, preferred_element_type=jnp.float32)
     scores_BKMTS = scores_BKMTS * (q_BTKMH.shape[-1] ** -0.5)
     scores_BKMTS = jnp.where(mask_BTS[:, None, None], scores_BKMTS, MASKED)
     weights_BKMTS = jax.nn.softmax(scores_BKMTS, axis=-1).astype(v_BSKH.dtype)
     return jnp.einsum("BKMTS,BSKH->BTKMH", weights_BKMTS, v_BSKH)
-

@@ -99,7 +99,9 @@ def _read(config: dict, *, family: str, qkv_bias: bool, qk_norm: bool) -> ModelS
 def check_settings(config: dict) -> None:
     """Raises ValueError, with the names, for settings that are missing, unknown or not computed here."""
     needed = _READ - {"head_dim", "rope_parameters", "rope_scaling", "rope_theta", "num_key_value_heads"}
-    missing = sorted(needed - {"tie_word_embeddings", "rms_norm_eps", "max_position_embeddings"} - set(config))
+    missing = sorted(
+        needed - {"tie_word_embeddings", "rms_norm_eps", "max_position_embeddings"} - set(config)
+    )
     if missing:
         raise ValueError(f"config.json lacks {missing}.")
     unknown = sorted(set(config) - _NEUTRAL - _READ - set(_ONLY))
@@ -108,6 +110,8 @@ def check_settings(config: dict) -> None:
             f"config.json has settings this project does not know: {unknown}. "
             "Remove them if they change nothing of the computation."
         )
-    refused = {name: config[name] for name, fine in _ONLY.items() if name in config and not fine(config[name])}
+    refused = {
+        name: config[name] for name, fine in _ONLY.items() if name in config and not fine(config[name])
+    }
     if refused:
         raise ValueError(f"config.json asks for what is not computed here: {refused}.")

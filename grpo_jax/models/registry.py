@@ -1,7 +1,7 @@
 """Which families of models there are, by the `model_type` of their `config.json`.
 
 To add a family: a reader in a file of its own and one line here; a new weight layout also needs its
-lines in `hf_weights.py`.
+lines in `hf_table.py`.
 """
 
 from __future__ import annotations

@@ -60,7 +60,8 @@ def read_rope(config: dict, *, default_theta: float) -> tuple[float, str, tuple[
     Returns: (theta, type, settings sorted by name).
     Raises: ValueError for a scaling or a setting that is not computed here.
     """
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    both = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    rope = {name: value for name, value in both.items() if value is not None}  # null: the default
     theta = float(rope.pop("rope_theta", config.get("rope_theta", default_theta)))
     kind = str(rope.pop("rope_type", rope.pop("type", "default")))
     rope.pop("type", None)  # older files carry both spellings
@@ -72,7 +73,7 @@ def read_rope(config: dict, *, default_theta: float) -> tuple[float, str, tuple[
     if kind != "default" and "factor" not in rope:
         raise ValueError(f"config.json asks for rope scaling {kind!r} without its 'factor'.")
     if kind == "yarn":
-        rope.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+        rope.setdefault("original_max_position_embeddings", config.get("max_position_embeddings", 32768))
     return theta, kind, tuple(sorted((name, float(value)) for name, value in rope.items()))
 
 

@@ -1,0 +1,72 @@
+"""The collector's numbers, and that rewards stay with their completion."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax.rewards import registry
+from grpo_jax.rewards.pool import Judge
+from grpo_jax.rollout import Collector, shuffled, statistics
+from grpo_jax.sampling import decode
+from grpo_jax.sampling.engine import Engine, EngineShape, SamplingWeights
+from grpo_jax.sampling.token_choice import SamplingParams
+from grpo_jax.structs import OUTCOMES, Problem
+
+OWN_REWARD = '''
+def first_token(attempt):
+    """The first id of the completion and the problem's number: names the completion it belongs to."""
+    return float(attempt.completion.split()[0]) + 1000.0 * float(attempt.question)
+'''
+
+
+def test_every_reward_belongs_to_its_own_completion(tiny_model, tiny_params, mesh, tmp_path, rng):
+    (tmp_path / "own.py").write_text(OWN_REWARD)
+    settings = decode.DecodeSettings(SamplingParams(), (3, 7), 90, 4, jnp.float32)
+    engine = Engine(tiny_model, mesh=mesh, shape=EngineShape(5, 4, 12, 16), settings=settings)
+    problems = [
+        Problem(i, str(i), "", "", tuple(rng.integers(8, 90, 3 + i).tolist())) for i in range(5)
+    ]
+    weights = SamplingWeights(tiny_model, mesh=mesh, shapes=tiny_params, dtype=jnp.float32)(tiny_params)
+    specs = registry.resolve(f"{tmp_path / 'own.py'}:first_token", "2.0")
+    with Judge(specs, num_workers=2) as judge:
+        collector = Collector(
+            engine, judge=judge, decode_text=lambda arrays: [" ".join(map(str, ids)) for ids in arrays]
+        )
+        rollout = collector.collect(weights, problems, step_key=jax.random.key(0))
+    for p in range(5):
+        for g in range(4):
+            expected = 2.0 * (float(rollout.completions[p][g].ids[0]) + 1000.0 * p)
+            assert rollout.rewards_PG[p, g] == expected
+            assert rollout.texts[p][g].split()[0] == str(rollout.completions[p][g].ids[0])
+    assert rollout.metrics["reward"] == pytest.approx(float(rollout.rewards_PG.mean()))
+    assert rollout.metrics["outcome/scored"] == 1.0
+
+
+def test_statistics_by_hand():
+    specs = registry.resolve("accuracy,format", "1.0,0.5")
+    correct, wrong, cut = OUTCOMES.index("correct"), OUTCOMES.index("wrong"), OUTCOMES.index("unparsable")
+    table_PGX = np.array(
+        [[[1, 1, 10, 1, correct], [0, 1, 20, 1, wrong]], [[0, 0, 30, 0, cut], [0, 0, 30, 0, cut]]], np.float32
+    )
+    metrics = statistics(table_PGX, specs)
+    assert metrics["reward"] == pytest.approx((1.5 + 0.5 + 0 + 0) / 4)
+    assert metrics["reward_std"] == pytest.approx(0.25)  # (0.5 + 0) / 2
+    assert metrics["frac_reward_zero_std"] == 0.5
+    assert metrics["accuracy"] == 0.25
+    assert metrics["rewards/format/mean"] == 0.5
+    assert metrics["completions/mean_length"] == 22.5
+    assert metrics["completions/clipped_ratio"] == 0.5
+    assert metrics["num_tokens"] == 90
+    assert metrics["outcome/unparsable"] == 0.5
+
+
+def test_shuffling_deals_the_same_rewards_to_other_rows_and_follows_seed_and_step():
+    rewards_PG = np.arange(32, dtype=np.float32).reshape(4, 8)
+    dealt = shuffled(rewards_PG, seed=0, step=1)
+    assert sorted(dealt.reshape(-1)) == sorted(rewards_PG.reshape(-1))
+    assert (dealt != rewards_PG).mean() > 0.5
+    np.testing.assert_array_equal(dealt, shuffled(rewards_PG, seed=0, step=1))
+    assert (dealt != shuffled(rewards_PG, seed=0, step=2)).any()

@@ -1,0 +1,192 @@
+"""The whole program as users start it: a short run, a killed run, the default run and its control."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+
+SHORT = (
+    "--config.max_steps=4",
+    "--config.checkpoint.save_steps=2",
+    "--config.evaluation.max_problems=64",
+    "--config.evaluation.batch_prompts=64",
+    "--config.evaluation.eval_steps=0",
+    "--config.rollout.num_prompts=8",
+    "--config.rollout.num_generations=4",
+    "--config.grpo.per_device_train_batch_size=8",
+)
+TIMED = ("seconds", "tokens_per_second", "compilations")  # and all that begins with time/
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> str:
+    return f"--config.compilation_cache={tmp_path_factory.mktemp('compiled')}"
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    base = [sys.executable, "-m", "grpo_jax.train", "--config", "configs/tiny.py"]
+    # two devices, as on the machine that the README speaks of, wherever the tests run
+    return [*base, f"--config.output_dir={folder}", "--config.mesh.cpu_devices=2", *overrides]
+
+
+def run(folder: Path, *overrides: str) -> str:
+    done = subprocess.run(command(folder, *overrides), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory, cache) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    run(folder, *SHORT, cache)
+    return folder
+
+
+def test_a_run_leaves_metrics_samples_report_checkpoints_and_a_model(short_run):
+    steps = [line["step"] for line in lines(short_run) if "reward" in line]
+    looked = [line["step"] for line in lines(short_run) if "eval/accuracy" in line]
+    assert steps == [1, 2, 3, 4]
+    assert looked == [0, 4]
+    assert {"config.json", "samples.jsonl", "report.html", "tensorboard", "final"} <= set(os.listdir(short_run))
+    assert sorted(os.listdir(short_run / "checkpoints")) == ["2", "4"]
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= set(
+        os.listdir(short_run / "final")
+    )
+
+
+def test_the_gap_between_sampler_and_trainer_is_told_every_step_and_is_rounding(short_run):
+    gaps = [line["sampling/sampling_logp_difference/max"] for line in lines(short_run) if "reward" in line]
+    assert len(gaps) == 4
+    assert all(0 <= gap < 1e-4 for gap in gaps)
+
+
+def test_nothing_compiles_after_the_second_step(short_run):
+    compiled = [line["compilations"] for line in lines(short_run) if "reward" in line]
+    assert compiled[0] > 0
+    assert compiled[2:] == [0, 0]
+
+
+def test_transformers_loads_the_final_folder(short_run):
+    torch = pytest.importorskip("torch", reason="transformers needs torch to run the exported model")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(short_run / "final", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(short_run / "final")
+    question = [{"role": "user", "content": "Tom has 47 apples. He buys 35 more and sells 18. How many apples does he have?"}]
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = tokenizer.decode(model.generate(**prompt, max_new_tokens=70, do_sample=False)[0])
+    assert "assistant" in answer
+
+
+def test_a_killed_run_ends_as_one_that_was_not(short_run, tmp_path, cache):
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(folder, *SHORT, cache), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for_step(folder, 3, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    said = run(folder, *SHORT, cache)
+    assert "going on after step 2" in said
+    for left, right in zip(arrays(short_run, 4), arrays(folder, 4), strict=True):
+        np.testing.assert_array_equal(left, right)  # bit for bit: parameters and moments
+    assert [untimed(line) for line in lines(folder)] == [untimed(line) for line in lines(short_run)]
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(short_run, cache):
+    before = (short_run / "metrics.jsonl").read_text()
+    weights = (short_run / "final" / "model.safetensors").read_bytes()
+    run(short_run, *SHORT, cache)
+    assert (short_run / "metrics.jsonl").read_text() == before
+    assert (short_run / "final" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_folder_of_another_run_is_refused_untouched(short_run):
+    before = sorted(os.listdir(short_run))
+    done = subprocess.run(
+        command(short_run, *SHORT, "--config.seed=7"), cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "seed was 0, is 7" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert sorted(os.listdir(short_run)) == before
+
+
+def test_export_makes_the_same_folder_from_a_checkpoint(short_run, tmp_path):
+    subprocess.run(
+        [sys.executable, "tools/export.py", "--checkpoint", str(short_run / "checkpoints/4"), "--output", str(tmp_path / "x")],
+        cwd=ROOT,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "x" / name).read_bytes() == (short_run / "final" / name).read_bytes()
+
+
+def test_evaluate_counts_what_it_writes(short_run, tmp_path):
+    options = ["--data", "embedded:word_problems", "--max-problems", "40", "--max-completion-length", "72"]
+    subprocess.run(
+        [
+            *(sys.executable, "tools/evaluate.py", "--model", str(short_run / "final"), "--output", str(tmp_path / "e")),
+            *(*options, "--samples", "2", "--temperature", "1", "--window", "24"),
+        ],
+        cwd=ROOT,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    told = json.loads((tmp_path / "e" / "metrics.json").read_text())["metrics"]
+    records = [json.loads(line) for line in (tmp_path / "e" / "problems.jsonl").read_text().splitlines()]
+    right = [[sample["outcome"] == "correct" for sample in record["samples"]] for record in records]
+    assert len(records) == 40
+    assert told["eval/accuracy"] == pytest.approx(np.mean(right))
+    assert told["eval/pass@2"] == pytest.approx(np.mean([any(pair) for pair in right]))
+
+
+def test_the_default_run_learns_and_shuffled_rewards_do_not(tmp_path, cache):
+    run(tmp_path / "learns", cache)
+    looks = [line["eval/accuracy"] for line in lines(tmp_path / "learns") if "eval/accuracy" in line]
+    assert looks[0] <= 0.5
+    assert looks[-1] >= 0.9
+    run(tmp_path / "control", "--config.reward.shuffle_rewards=True", "--config.evaluation.eval_steps=0", cache)
+    control = [line["eval/accuracy"] for line in lines(tmp_path / "control") if "eval/accuracy" in line]
+    # 500 problems: two standard errors of a difference are at most 6.3 points
+    assert control[-1] - control[0] < 0.065
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.time() + 300
+    while time.time() < deadline and process.poll() is None:
+        if (folder / "metrics.jsonl").is_file():
+            told = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"reward"' in line]
+            if len(told) >= step:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} was never told; the program ended with {process.poll()}")
+
+
+def arrays(folder: Path, step: int) -> list[np.ndarray]:
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as reader:
+        tree = reader.restore(folder / "checkpoints" / str(step) / "tree")
+    import jax
+
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def untimed(line: dict) -> dict:
+    return {k: v for k, v in line.items() if k not in TIMED and not k.startswith("time/")}
