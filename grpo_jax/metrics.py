@@ -12,18 +12,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import io
 import json
 import math
 import numbers
 import os
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
-from grpo_jax import console
+from grpo_jax import console, trackers
+from grpo_jax.trackers import Closes, Sink
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
@@ -81,18 +80,6 @@ class Sample:
     advantage: float | None = None  # None where nothing was learned from it
 
 
-class Closes(Protocol):
-    """What has to be closed at the end."""
-
-    def close(self) -> None: ...
-
-
-class Sink(Closes, Protocol):
-    """Takes the numbers of a step. A new tracker is one more of these and one line in `open_teller`."""
-
-    def write(self, step: int, metrics: Mapping[str, float | int]) -> None: ...
-
-
 def open_teller(
     run_dir: str | Path,
     *,
@@ -121,11 +108,11 @@ def open_teller(
     tracker = {"project": params.project, "name": params.run_name or folder.name, "config": config}
     sinks: list[Sink] = []
     if params.tensorboard:
-        sinks.append(TensorBoard(folder / "tensorboard", first_step=first_step))
+        sinks.append(trackers.TensorBoard(folder / "tensorboard", first_step=first_step))
     if params.wandb != "disabled":
-        sinks.append(Wandb(folder, mode=params.wandb, **tracker))
+        sinks.append(trackers.Wandb(folder, mode=params.wandb, **tracker))
     if params.trackio:
-        sinks.append(Trackio(**tracker))
+        sinks.append(trackers.Trackio(**tracker))
     return Teller(
         sinks,
         metrics_file=JsonLines(folder / METRICS_FILE),
@@ -310,70 +297,6 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
-
-
-class TensorBoard:
-    """Scalars for TensorBoard; of an earlier program's steps it shows only those before `first_step`."""
-
-    def __init__(self, folder: Path, *, first_step: int):
-        import tensorboardX
-
-        # The writer hands events to a thread; a longer queue keeps the trainer from waiting for it.
-        self._writer = tensorboardX.SummaryWriter(
-            str(folder), purge_step=first_step, max_queue=1000, flush_secs=5
-        )
-
-    def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class Wandb:
-    """Weights & Biases. The run's id stands in the run folder, so that a resumed run goes on there."""
-
-    def __init__(self, run_dir: Path, *, mode: str, project: str, name: str, config: Mapping):
-        import wandb  # pyright: ignore[reportMissingImports]  # an extra
-
-        id_file = run_dir / "wandb_run_id"
-        if not id_file.exists():
-            id_file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
-        self._run = wandb.init(
-            project=project,
-            name=name,
-            id=id_file.read_text(encoding="utf-8").strip(),
-            resume="allow",
-            dir=str(run_dir),
-            config=dict(config),
-            mode=mode,  # type: ignore[arg-type]
-            settings=wandb.Settings(silent=True, console="off"),  # the console is ours
-        )
-
-    def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        self._run.log(dict(metrics), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class Trackio:
-    """trackio, in its local folder or the Space that its environment variables name."""
-
-    def __init__(self, *, project: str, name: str, config: Mapping):
-        import trackio  # pyright: ignore[reportMissingImports]  # an extra
-
-        self._close = trackio.finish
-        with contextlib.redirect_stdout(io.StringIO()):  # it greets with a page of advice
-            self._run = trackio.init(project=project, name=name, config=dict(config), resume="allow")
-
-    def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        self._run.log(dict(metrics), step=step)
-
-    def close(self) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):
-            self._close()
 
 
 def _plain_number(value: Any) -> float | int | None:

@@ -29,6 +29,8 @@ FLOORS: dict[int, set[str]] = {
         "compilations",
         "command_line",
         "metrics",
+        "charts",
+        "trackers",
         "report",
         "sources",
         "text",
@@ -52,8 +54,10 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "command_line": set(),
     "text": set(),
     "rewards": {"structs"},
-    "metrics": {"console"},
-    "report": {"console"},
+    "metrics": {"console", "trackers"},
+    "report": {"charts", "console"},
+    "charts": {"console"},
+    "trackers": set(),
     "data": {"structs", "sources", "text"},
     # acting, judging and learning are strangers: they meet in rollout and train, through structs
     "sampling": {"structs", "mesh", "models"},
@@ -75,11 +79,11 @@ DOORS: dict[str, set[str]] = {  # outside library -> exactly the rooms that impo
     "rich": {"console"},
     "safetensors": {"models"},
     "sympy": {"rewards"},
-    "tensorboardX": {"metrics"},
+    "tensorboardX": {"trackers"},
     "tokenizers": {"tiny_tokenizer"},
-    "trackio": {"metrics"},
+    "trackio": {"trackers"},
     "transformers": {"text"},
-    "wandb": {"metrics"},
+    "wandb": {"trackers"},
 }
 EVERYWHERE = {"jax", "numpy"}
 

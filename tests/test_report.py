@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_jax import report
+from grpo_jax import charts, report
 
 HOSTILE = (
     '</pre><script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(1)>\x1b[2J\u202e\ud800'
@@ -210,7 +210,7 @@ def test_a_line_chart_is_an_svg_file_with_every_series_inside_its_frame():
         "control": [(0, 30.0), (10, 29.0)],
         "empty": [],
     }
-    svg = report.line_chart(
+    svg = charts.line_chart(
         series, title="A & B", x_label="updates", y_label="correct (%)", dashed=["control"]
     )
     lines = polylines(svg)
@@ -232,7 +232,7 @@ def test_a_long_curve_is_thinned_but_keeps_its_spikes():
 
 def test_a_bar_that_would_flatten_all_others_is_cut_and_told():
     bars = [(1, {"sample": 30.0}), *((step, {"sample": 1.0}) for step in range(2, 9))]
-    svg = report.stacked_bars(bars, title="t", x_label="step", y_label="seconds")
+    svg = charts.stacked_bars(bars, title="t", x_label="step", y_label="seconds")
     assert "↑ 30" in svg
     heights = [
         float(bar.attrib["height"])
@@ -244,7 +244,7 @@ def test_a_bar_that_would_flatten_all_others_is_cut_and_told():
 
 def test_parts_are_stacked_in_the_order_of_the_colours():
     bars = [(0, {"top": 1.0}), (1, {"top": 1.0, "new": 1.0, "low": 1.0, "none": 0.0})]
-    svg = report.stacked_bars(
+    svg = charts.stacked_bars(
         bars, title="t", x_label="x", y_label="y", colours={"none": "red", "low": "blue", "top": "green"}
     )
     names = [
@@ -277,5 +277,5 @@ def test_many_bars_are_averaged():
     ],
 )
 def test_ticks_are_round_numbers(low, high, expected):
-    values, step = report.ticks(low, high, most=5)
-    assert [report.tick_text(value, step) for value in values] == expected
+    values, step = charts.ticks(low, high, most=5)
+    assert [charts.tick_text(value, step) for value in values] == expected

@@ -79,9 +79,16 @@ def test_another_seed_is_refused(tmp_path, config):
         run.check_folder(tmp_path, config | {"seed": 1})
 
 
-def test_a_run_that_was_refused_before_its_first_kept_step_gives_way(tmp_path, config):
-    begun(tmp_path, config, step=None)
+def test_a_run_that_was_refused_before_its_first_number_gives_way(tmp_path, config):
+    (begun(tmp_path, config, step=None) / "metrics.jsonl").touch()
+    (tmp_path / "checkpoints").mkdir()
     run.check_folder(tmp_path, config | {"seed": 1})
+
+
+def test_a_run_that_told_a_number_keeps_its_folder(tmp_path, config):
+    (begun(tmp_path, config, step=None) / "metrics.jsonl").write_text('{"step": 0}\n')
+    with pytest.raises(ValueError, match="seed was 0, is 1"):
+        run.check_folder(tmp_path, config | {"seed": 1})
 
 
 def test_a_finished_run_without_checkpoints_keeps_its_folder(tmp_path, config):

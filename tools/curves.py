@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_jax import command_line, metrics, report
+from grpo_jax import charts, command_line, metrics, report
 
 CONTROL = "rewards shuffled"
 RUNS = {
@@ -34,11 +34,11 @@ def main(arguments: Sequence[str]) -> None:
         command = [sys.executable, "-m", "grpo_jax.train", "--config", options.config, *overrides]
         subprocess.run([*command, f"--config.output_dir={folder}"], check=True, stdout=subprocess.DEVNULL)
         series[name] = describe(name, folder)
-    picture = report.line_chart(
+    picture = charts.line_chart(
         series,
         title="Held-out accuracy, greedy, 500 problems",
         x_label="step",
-        y_label="accuracy",
+        y_label="correct (%)",
         dashed=(CONTROL,),
     )
     Path(options.output).write_text(picture, encoding="utf-8")
@@ -56,10 +56,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def describe(name: str, folder: Path) -> list[tuple[float, float]]:
     """Accuracy by step of one run; prints its line of the table."""
     rows = list(report.read_json_lines(folder / metrics.METRICS_FILE))
-    points = [(row["step"], row["eval/accuracy"]) for row in rows if "eval/accuracy" in row]
+    points = [(row["step"], 100 * row["eval/accuracy"]) for row in rows if "eval/accuracy" in row]
     first = next(row["seconds"] for row in rows if "reward" in row)
     print(
-        f"{name:>17}: {points[0][1]:.1%} -> {points[-1][1]:.1%} | first reward line {first:.0f} s | "
+        f"{name:>17}: {points[0][1]:.1f}% -> {points[-1][1]:.1f}% | first reward line {first:.0f} s | "
         f"last evaluation {rows[-1]['seconds']:.0f} s"
     )
     return points
