@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+ROOT = Path(__file__).resolve().parent.parent
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 

@@ -225,8 +225,8 @@ def test_a_line_chart_is_an_svg_file_with_every_series_inside_its_frame():
 def test_a_long_curve_is_thinned_but_keeps_its_spikes():
     points = [(step, 0.0) for step in range(100_000)]
     points[54_321] = (54_321, 1e6)
-    thinned = report._thinned(points)
-    assert len(thinned) <= report.MOST_POINTS and (54_321, 1e6) in thinned
+    thinned = charts._thinned(points)
+    assert len(thinned) <= charts.MOST_POINTS and (54_321, 1e6) in thinned
     assert [x for x, _ in thinned] == sorted(x for x, _ in thinned)
 
 
@@ -262,7 +262,7 @@ def test_parts_are_stacked_in_the_order_of_the_colours():
 
 
 def test_many_bars_are_averaged():
-    merged = report._merged([(step, {"a": float(step % 2)}) for step in range(240)])
+    merged = charts._merged([(step, {"a": float(step % 2)}) for step in range(240)])
     assert len(merged) == 120 and all(bar == {"a": 0.5} for _, bar in merged)
 
 
