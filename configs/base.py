@@ -110,4 +110,4 @@ def get_config() -> ConfigDict:
     config.telling.trackio = False
     config.telling.project = "grpo_jax"  # the project's name in wandb and trackio
     config.telling.run_name = ""  # the run's name there, "" for the folder's
-    return config
+    return config.lock()  # a field that is not here cannot be set: see a misspelt one at once

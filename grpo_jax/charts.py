@@ -214,8 +214,8 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     """From smallest to largest, widened where they are equal."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if low == high:
-        half = abs(low) / 2 or 0.5
-        return low - half, high + half
+        half = abs(low) / 2
+        return (low - half, high + half) if half else (0.0, 1.0)
     return low, high
 
 

@@ -7,6 +7,7 @@ nested dictionary. `run_program` turns what a user can get wrong into one line a
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,28 +16,40 @@ from typing import Any
 
 USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
 """What rooms raise for what a user, a file or a machine got wrong; anything else is our own mistake."""
+CONFIG_ERRORS = (AttributeError, KeyError, NameError, OSError, SyntaxError, TypeError, ValueError)
+"""What a config file, or an override of it, may end in."""
+USAGE = """usage: python -m {program} --config FILE [--config.section.field=value ...] [--debug]
+configs: {configs}
+fields: configs/base.py has every one, with its unit and range"""
 
 
 def read_config(arguments: Sequence[str], *, program: str) -> dict[str, Any]:
-    """Resolves `--config FILE` and `--config.section.field=value`.
+    """Resolves `--config FILE` and `--config.section.field=value`; `--help` prints the usage and exits.
 
     Raises: ValueError, in one line, for what cannot be read: without `--config` it names the configs.
     """
     from absl import flags
     from ml_collections import config_flags
 
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE.format(program=program, configs=", ".join(_configs())))
+        sys.exit(0)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "the run's config", lock_config=True, flag_values=values)
+    line = [program, *arguments]
+    config_flags.DEFINE_config_file(
+        "config", None, "the run's config", lock_config=True, flag_values=values, sys_argv=line
+    )
     try:
-        rest = values([program, *arguments])[1:]
+        rest = values(line)[1:]
         config = values["config"].value
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise ValueError(_plain(str(error), program)) from None
-    if config is None:
+        resolved = None if config is None else config.to_dict()  # shows that there was no such file
+    except (flags.Error, *CONFIG_ERRORS) as error:
+        raise ValueError(_plain(error)) from error
+    if resolved is None:
         raise ValueError(f"name a config: python -m {program} --config FILE, with FILE one of {_configs()}")
     if rest:
         raise ValueError(f"do not know what to do with {rest}; overrides look like --config.max_steps=10")
-    return config.to_dict()
+    return resolved
 
 
 def run_program(main: Callable[[Sequence[str]], None]) -> None:
@@ -65,15 +78,19 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
-def _plain(message: str, program: str) -> str:
+def _plain(error: BaseException) -> str:
     """What ml_collections and absl say, without their inner names."""
-    if "Failed loading config file" in message:
-        cause = message.strip().splitlines()[-1].strip()
-        return f"the config file could not be read: {cause}; there are {_configs()}"
-    lines = [line.strip().strip("'\"") for line in message.strip().splitlines()]
-    if len(lines) == 2 and lines[1].startswith("Did you mean"):
-        return f"the config has no field '{lines[0]}'. {lines[1]}"
-    return " ".join(lines)
+    while error.args and isinstance(error.args[0], BaseException):
+        error = error.args[0]
+    # the text of a KeyError is its argument's repr
+    message = str(error.args[0] if isinstance(error, KeyError) else error).strip()
+    if isinstance(error, SyntaxError | NameError) or "config file" in message:
+        return f"the config file could not be read: {message.splitlines()[-1].strip()}; there are {_configs()}"
+    missing = re.match(r'\W*(?:Key ")?(\w+)', message)
+    if missing and (isinstance(error, KeyError) or 'Key "' in message):
+        _, near, hint = message.partition("Did you mean")
+        return f"the config has no field '{missing[1]}'. {near + hint or 'See configs/base.py.'}"
+    return " ".join(message.split())
 
 
 def _configs() -> list[str]:

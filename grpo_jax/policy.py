@@ -119,7 +119,7 @@ def export(policy: Policy, params: Any, folder: str | Path, *, dtype: str, shard
 
 
 def _local_folder(path: str) -> Path:
-    if Path(path).is_dir():
+    if path and Path(path).is_dir():
         return Path(path)
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise FileNotFoundError(f"{path!r} is no folder; set config.model.path to a Hugging Face model folder.")

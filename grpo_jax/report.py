@@ -176,10 +176,10 @@ def _headlines(rows: list) -> list[tuple[str, str, str]]:
         steps = max(row["step"] for row in rows)
         updates = f"{steps:,} update{'' if steps == 1 else 's'}{each}"
         tiles.append(("time", _duration(_total_seconds(rows)), updates))
-    if tokens := _points(rows, "num_tokens"):
+    if tokens := _points(rows, "completions/num_tokens"):
         speeds = [value for _, value in _points(rows, "tokens_per_second")]
         more = f"{statistics.median(speeds):,.0f} a second (median)" if speeds else ""
-        tiles.append(("tokens", f"{int(tokens[-1][1]):,}", more))
+        tiles.append(("sampled tokens", f"{sum(int(count) for _, count in tokens):,}", more))
     return tiles
 
 

@@ -64,7 +64,7 @@ class Collector:
         table_PGX = distributed.gather(_table(completions, judgements))
         metrics = statistics(table_PGX, self.judge.specs)
         metrics["time/sample"], metrics["time/judge"] = sampled - started, waited - sampled
-        metrics["tokens_per_second"] = metrics["num_tokens"] / (sampled - started)
+        metrics["tokens_per_second"] = metrics["completions/num_tokens"] / (sampled - started)
         return Rollout(
             problems=list(problems),
             completions=completions,
@@ -92,7 +92,7 @@ def statistics(table_PGX: np.ndarray, specs: Sequence[RewardSpec]) -> dict[str, 
         "completions/mean_length": float(length_PG.mean()),
         "completions/max_length": float(length_PG.max()),
         "completions/clipped_ratio": float(1.0 - ended_PG.mean()),
-        "num_tokens": float(length_PG.sum()),
+        "completions/num_tokens": float(length_PG.sum()),
     }
     metrics |= {f"rewards/{spec.name}/mean": float(table_PGX[..., i].mean()) for i, spec in enumerate(specs)}
     return metrics | {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from grpo_jax.settings import Settings
 from grpo_jax.structs import Problem
 
 CONFIG_FILE = "config.json"
+UNFINISHED_CONFIG = "config.json.part"
+CHECKPOINTS = "checkpoints"
 MAY_CHANGE = {  # when a run goes on: what decides no number of it
-    "max_steps",
+    "max_steps",  # only where the learning rate does not depend on it
     "output_dir",
     "compilation_cache",
     "checkpoint",
@@ -76,7 +79,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     settings.check_model(s, opened.model.spec)
     use_compilation_cache(s.compilation_cache)
     write_config(folder, config)
-    keeper = checkpoints.Checkpoints(folder / "checkpoints", keep=s.checkpoint.save_total_limit)
+    keeper = checkpoints.Checkpoints(folder / CHECKPOINTS, keep=s.checkpoint.save_total_limit)
     done = keeper.latest_step() or 0
     teller = open_teller(folder, s, config, first_step=done + 1 if done else 0, started_at=started_at)
     judge = Judge(
@@ -119,25 +122,38 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
 
 
 def check_folder(folder: Path, config: dict[str, Any]) -> None:
-    """Raises ValueError if the folder holds another run, or something that is no run."""
-    if not folder.exists() or not any(folder.iterdir()):
+    """Raises ValueError if the folder holds another run, or something that is no run.
+
+    One that was refused before its first number is no run yet: the mended command takes its place.
+    """
+    if not folder.exists() or {path.name for path in folder.iterdir()} <= {UNFINISHED_CONFIG}:
         return
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(
             f"{folder} has files but no {CONFIG_FILE}: it is no run's folder. Set config.output_dir to a new one."
         )
+    if not has_begun(folder):
+        return
     before = json.loads((folder / CONFIG_FILE).read_text())
     now = json.loads(json.dumps(config))
+    free = MAY_CHANGE if now["optimizer"]["lr_scheduler_type"] == "constant" else MAY_CHANGE - {"max_steps"}
     changed = [
         name
         for name in sorted(set(before) | set(now))
-        if name not in MAY_CHANGE and before.get(name) != now.get(name)
+        if name not in free and before.get(name) != now.get(name)
     ]
     if changed:
         raise ValueError(
             f"{folder} holds a run with another config ({describe_changes(before, now, changed)}). "
             "Set config.output_dir to a new folder, or restore these values to go on with that run."
         )
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a run has told or kept anything here."""
+    told = folder / metrics.METRICS_FILE
+    kept = (*(folder / CHECKPOINTS).glob("[0-9]*"), *folder.glob("final"))
+    return bool(kept) or (told.is_file() and told.stat().st_size > 0)
 
 
 def describe_changes(before: dict[str, Any], now: dict[str, Any], names: list[str]) -> str:
@@ -164,7 +180,8 @@ def use_compilation_cache(folder: str) -> None:
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     if distributed.is_first():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        (folder / UNFINISHED_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        os.replace(folder / UNFINISHED_CONFIG, folder / CONFIG_FILE)  # in one move: never half a file
 
 
 def open_teller(

@@ -9,6 +9,7 @@ numbers would do.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from grpo_jax.data import DataParams
@@ -17,6 +18,7 @@ from grpo_jax.evaluation import EvaluationParams
 from grpo_jax.learning import advantages, losses
 from grpo_jax.learning.train_state import SCHEDULES, OptimizerParams
 from grpo_jax.metrics import TellingParams
+from grpo_jax.models.hf_weights import EXPORT_DTYPES
 from grpo_jax.models.spec import ModelSpec
 from grpo_jax.policy import ModelParams
 from grpo_jax.sampling.token_choice import SamplingParams
@@ -171,19 +173,20 @@ def check_model(settings: Settings, spec: ModelSpec) -> None:
         raise ValueError(
             f"config.data.max_prompt_length {prompt} + config.rollout.max_completion_length {completion} = "
             f"{prompt + completion} tokens; the model has {room} positions. "
-            f"Set max_completion_length to at most {max(room - prompt, 0)}."
+            f"Set {_shorter(prompt, completion, room)}."
         )
     tensor = settings.mesh.tensor
     for what, size in (("key/value heads", spec.num_kv_heads), ("MLP columns", spec.intermediate_size)):
         if size % tensor:
             raise ValueError(
                 f"config.mesh.tensor is {tensor}, which does not divide the model's {size} {what}; "
-                f"{_divisors(spec.num_kv_heads)} would do."
+                f"{_divisors(math.gcd(spec.num_kv_heads, spec.intermediate_size))} would do."
             )
 
 
 def _check_ranges(settings: Settings) -> None:
     at_least = {
+        "seed": (settings.seed, 0),
         "max_steps": (settings.max_steps, 1),
         "mesh.fsdp": (settings.mesh.fsdp, 1),
         "mesh.tensor": (settings.mesh.tensor, 1),
@@ -207,13 +210,18 @@ def _check_ranges(settings: Settings) -> None:
         "evaluation.eval_steps": (settings.evaluation.eval_steps, 0),
         "evaluation.num_generations": (settings.evaluation.num_generations, 1),
         "evaluation.batch_prompts": (settings.evaluation.batch_prompts, 1),
+        "evaluation.temperature": (settings.evaluation.temperature, 0),
     }
     for name, (value, least) in at_least.items():
         if not value >= least:
             raise ValueError(f"config.{name} must be at least {least}; got {value}.")
-    if settings.rollout.temperature == 0:
+    if settings.rollout.sampling.temperature == 0:  # building it checks what it consists of
         raise ValueError(
             "config.rollout.temperature is 0: all completions of a group would be equal and teach nothing. Set 1.0."
+        )
+    if not settings.checkpoint.export_shard_gb > 0:
+        raise ValueError(
+            f"config.checkpoint.export_shard_gb must be above 0; got {settings.checkpoint.export_shard_gb}."
         )
     for name in ("adam_beta1", "adam_beta2"):
         if not 0 <= getattr(settings.optimizer, name) < 1:
@@ -225,6 +233,7 @@ def _check_names(settings: Settings) -> None:
         "grpo.loss_type": (settings.grpo.loss_type, losses.TOKEN_WEIGHTS),
         "grpo.scale_rewards": (settings.grpo.scale_rewards, advantages.SCALES),
         "optimizer.lr_scheduler_type": (settings.optimizer.lr_scheduler_type, SCHEDULES),
+        "checkpoint.export_dtype": (settings.checkpoint.export_dtype, ("auto", *EXPORT_DTYPES)),
     }
     for name, (value, names) in known.items():
         if value not in names:
@@ -252,6 +261,14 @@ def _check_rows(settings: Settings, *, num_processes: int, num_row_shards: int) 
             f"config.grpo.per_device_train_batch_size {grpo.per_device_train_batch_size}; "
             f"{_divisors(per_update)} would do."
         )
+
+
+def _shorter(prompt: int, completion: int, room: int) -> str:
+    if prompt < room:
+        return f"max_completion_length to at most {room - prompt}"
+    if completion < room:
+        return f"max_prompt_length to at most {room - completion}"
+    return f"both to lengths that add up to at most {room}"
 
 
 def _smallest_prompts(num_generations: int, divisor: int, num_processes: int) -> int:

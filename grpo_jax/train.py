@@ -185,6 +185,9 @@ def finish(run: Run) -> None:
     """Waits for the last checkpoint, exports the model, writes the report."""
     run.keeper.close()
     final = run.folder / "final"
+    if final.exists() and run.first_step <= run.settings.max_steps and distributed.is_first():
+        final.rename(run.folder / f"final_of_step_{run.first_step - 1}")  # the run went on: nothing is lost
+    distributed.wait_for_all("looked for an older final folder")
     if not final.exists():
         keeping = run.settings.checkpoint
         policy.export(

@@ -107,7 +107,9 @@ def test_what_is_no_override_is_refused():
     assert "'max_steps'" in message(TINY, "--max_steps=3")
 
 
-@pytest.mark.parametrize("text", ["def get_config(:\n", "x = nothing\n", "def get_config():\n    return nothing\n"])
+@pytest.mark.parametrize(
+    "text", ["def get_config(:\n", "x = nothing\n", "def get_config():\n    return nothing\n"]
+)
 def test_a_config_file_that_cannot_be_run_is_told_in_one_line(tmp_path, text):
     (tmp_path / "mine.py").write_text(text)
     told = message(f"--config={tmp_path / 'mine.py'}")

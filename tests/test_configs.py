@@ -29,12 +29,16 @@ def test_a_config_resolves_and_reads_into_settings(path):
     assert isinstance(settings.read(config), settings.Settings)
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem != "base"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path.stem != "base"], ids=lambda path: path.stem
+)
 def test_a_config_says_only_what_differs(path):
     assert len(path.read_text().splitlines()) < 60
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem != "base"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path.stem != "base"], ids=lambda path: path.stem
+)
 def test_a_config_names_its_own_folder_and_command(path):
     config = command_line.read_config(["--config", str(path)], program="test")
     assert config["output_dir"] == f"runs/{path.stem}"

@@ -53,7 +53,9 @@ def test_addresses_are_handed_on_as_they_stand(monkeypatch):
 
 
 def test_an_unknown_mode_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"config\.distributed\.mode is 'slurm'; known are 'none', 'auto', 'manual'"):
+    with pytest.raises(
+        ValueError, match=r"config\.distributed\.mode is 'slurm'; known are 'none', 'auto', 'manual'"
+    ):
         distributed.start(params(mode="slurm"))
 
 

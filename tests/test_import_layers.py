@@ -115,7 +115,9 @@ class Import(NamedTuple):
 def modules() -> dict[str, ast.Module]:
     """Every source file of the project but the tests, by module name."""
     files = [path for top in ("grpo_jax", "configs", "tools") for path in sorted((ROOT / top).rglob("*.py"))]
-    return {module_name(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8")) for path in files}
+    return {
+        module_name(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8")) for path in files
+    }
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +148,9 @@ def test_each_outside_library_comes_in_through_its_doors_only(found):
     for entry in found:
         if not is_ours(entry.name) and not entry.for_types:
             users.setdefault(top(entry.name), set()).add(str(room(entry.importer)))
-    outside = {name: rooms for name, rooms in users.items() if name not in EVERYWHERE | set(sys.stdlib_module_names)}
+    outside = {
+        name: rooms for name, rooms in users.items() if name not in EVERYWHERE | set(sys.stdlib_module_names)
+    }
     assert outside == DOORS
 
 
@@ -158,7 +162,14 @@ def test_slow_libraries_are_imported_inside_functions(found):
 def test_a_judging_process_never_loads_jax(found):
     reached = reachable("grpo_jax.rewards.worker", found)
     assert "grpo_jax.rewards.math_reward" in reached  # the walk does walk
-    assert {top(name) for name in reached} & {"jax", "flax", "optax", "orbax", "transformers", "datasets"} == set()
+    assert {top(name) for name in reached} & {
+        "jax",
+        "flax",
+        "optax",
+        "orbax",
+        "transformers",
+        "datasets",
+    } == set()
 
 
 def test_the_same_walk_sees_jax_where_it_is(found):
@@ -180,7 +191,9 @@ def test_nothing_is_imported_by_string(modules):
 
 
 def test_every_outside_library_is_named_in_setup():
-    strings = (n.value for n in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(n, ast.Constant))
+    strings = (
+        n.value for n in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(n, ast.Constant)
+    )
     named = {re.split(r"[\[<>=]", str(text))[0].lower() for text in strings}
     needed = {DISTRIBUTIONS.get(name, name).replace("_", "-").lower() for name in {*DOORS, "numpy"}}
     assert needed - named == set()
@@ -238,14 +251,22 @@ def broken_arrows(found: Iterator[Import] | list[Import]) -> Iterator[tuple[str,
     floor = {name: number for number, rooms in FLOORS.items() for name in rooms}
     for entry in found:
         source, target = room(entry.importer), room(entry.name)
-        if is_ours(entry.name) and target != source and not (target in floor and floor[target] < floor[str(source)]):
+        if (
+            is_ours(entry.name)
+            and target != source
+            and not (target in floor and floor[target] < floor[str(source)])
+        ):
             yield entry.importer, entry.name
 
 
 def broken_secrets(found: Iterator[Import] | list[Import]) -> Iterator[tuple[str, str]]:
     for entry in found:
         source, target = room(entry.importer), room(entry.name)
-        if is_ours(entry.name) and target != source and target not in KNOWS_AT_MOST.get(str(source), {target}):
+        if (
+            is_ours(entry.name)
+            and target != source
+            and target not in KNOWS_AT_MOST.get(str(source), {target})
+        ):
             yield entry.importer, entry.name
 
 

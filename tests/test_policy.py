@@ -107,7 +107,9 @@ def test_another_family_of_models_is_refused_with_the_known_ones(folder):
         policy.open_policy(params(folder))
 
 
-@pytest.mark.parametrize(("backend", "dtype"), [("cpu", jnp.float32), ("gpu", jnp.bfloat16), ("tpu", jnp.bfloat16)])
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("cpu", jnp.float32), ("gpu", jnp.bfloat16), ("tpu", jnp.bfloat16)]
+)
 def test_auto_computes_in_bfloat16_where_that_pays(monkeypatch, backend, dtype):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert policy.compute_dtype("auto") == dtype

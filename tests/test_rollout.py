@@ -59,7 +59,7 @@ def test_statistics_by_hand():
     assert metrics["rewards/format/mean"] == 0.5
     assert metrics["completions/mean_length"] == 22.5
     assert metrics["completions/clipped_ratio"] == 0.5
-    assert metrics["num_tokens"] == 90
+    assert metrics["completions/num_tokens"] == 90
     assert metrics["outcome/unparsable"] == 0.5
 
 

@@ -64,7 +64,9 @@ def test_what_decides_no_number_of_the_run_may_change(tmp_path, config):
         ("mesh", "fsdp", 2),
     ],
 )
-def test_another_value_of_what_decides_numbers_is_refused_with_both_values(tmp_path, config, section, field, value):
+def test_another_value_of_what_decides_numbers_is_refused_with_both_values(
+    tmp_path, config, section, field, value
+):
     begun(tmp_path, copy.deepcopy(config))
     was, config[section][field] = config[section][field], value
     with pytest.raises(ValueError) as error:

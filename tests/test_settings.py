@@ -95,14 +95,18 @@ def test_greedy_training_is_refused_because_it_teaches_nothing():
     assert "config.rollout.temperature" in message(rollout__temperature=0.0)
 
 
-@pytest.mark.parametrize(("field", "value"), [("temperature", -1.0), ("top_k", -1), ("top_p", 0.0), ("min_p", 2.0)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("temperature", -1.0), ("top_k", -1), ("top_p", 0.0), ("min_p", 2.0)]
+)
 def test_a_way_of_sampling_that_cannot_be_is_refused_before_anything_is_loaded(field, value):
     assert field in message(**{f"rollout__{field}": value})
 
 
 @pytest.mark.parametrize("gigabytes", [0.0, -1.0, float("nan")])
 def test_an_export_that_would_fail_at_the_end_is_refused_at_the_start(gigabytes):
-    assert "config.checkpoint.export_shard_gb must be above 0" in message(checkpoint__export_shard_gb=gigabytes)
+    assert "config.checkpoint.export_shard_gb must be above 0" in message(
+        checkpoint__export_shard_gb=gigabytes
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,7 +128,9 @@ def test_an_unknown_name_is_refused_with_the_known_ones(field, known):
 
 def test_prompts_that_processes_cannot_share_are_refused_with_the_multiple_that_works():
     shape = {"rollout__num_generations": 4, "grpo__per_device_train_batch_size": 1}
-    assert "set a multiple of 3" in message(num_processes=3, num_row_shards=3, rollout__num_prompts=8, **shape)
+    assert "set a multiple of 3" in message(
+        num_processes=3, num_row_shards=3, rollout__num_prompts=8, **shape
+    )
     check(num_processes=3, num_row_shards=3, rollout__num_prompts=9, **shape)
 
 

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="folder to make")
-    parser.add_argument("--steps", type=int, default=2500, help="optimizer updates")
+    parser.add_argument("--steps", type=int, default=2000, help="optimizer updates")
     parser.add_argument("--batch", type=int, default=64, help="demonstrations an update")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="at the end of the warm-up")
     parser.add_argument("--demonstrations", type=int, default=100_000, help="how many are written")

@@ -51,7 +51,9 @@ def sequence_mean(mask_NC: jax.Array, *, max_completion_length: int, rollout_tok
     return mask_NC / lengths_N1 / mask_NC.shape[0]
 
 
-def constant_length(mask_NC: jax.Array, *, max_completion_length: int, rollout_tokens: jax.Array) -> jax.Array:
+def constant_length(
+    mask_NC: jax.Array, *, max_completion_length: int, rollout_tokens: jax.Array
+) -> jax.Array:
     """`dr_grpo`: every token weighs 1 / (completions * max_completion_length).
 
     Source: Liu et al. 2025, "Understanding R1-Zero-like training".
@@ -59,7 +61,9 @@ def constant_length(mask_NC: jax.Array, *, max_completion_length: int, rollout_t
     return mask_NC / (mask_NC.shape[0] * max_completion_length)
 
 
-def rollout_token_mean(mask_NC: jax.Array, *, max_completion_length: int, rollout_tokens: jax.Array) -> jax.Array:
+def rollout_token_mean(
+    mask_NC: jax.Array, *, max_completion_length: int, rollout_tokens: jax.Array
+) -> jax.Array:
     """`dapo`: every token of the step weighs the same, in whichever minibatch it is.
 
     `rollout_tokens` is the number of trained tokens of the whole step over the number of minibatches.
@@ -68,7 +72,9 @@ def rollout_token_mean(mask_NC: jax.Array, *, max_completion_length: int, rollou
     return mask_NC / jnp.maximum(rollout_tokens, 1.0)
 
 
-def minibatch_token_mean(mask_NC: jax.Array, *, max_completion_length: int, rollout_tokens: jax.Array) -> jax.Array:
+def minibatch_token_mean(
+    mask_NC: jax.Array, *, max_completion_length: int, rollout_tokens: jax.Array
+) -> jax.Array:
     """`bnpo`: the mean over the tokens of the minibatch."""
     return mask_NC / jnp.maximum(mask_NC.sum(), 1.0)
 

@@ -23,7 +23,12 @@ _PLAIN = LossParams("bnpo", 0.0, 0.0, 0.0, 1.0, 1)  # only its temperature, 1, i
 
 
 def jitted_update(
-    model: Model, *, mesh: jax.sharding.Mesh, tx: optax.GradientTransformation, shapes: Any, compute: ComputeParams
+    model: Model,
+    *,
+    mesh: jax.sharding.Mesh,
+    tx: optax.GradientTransformation,
+    shapes: Any,
+    compute: ComputeParams,
 ) -> Any:
     """The compiled `(state, batch) -> (state, metrics)`; the state is donated."""
     state = mesh_lib.parameter_shardings(mesh, train_state.shapes(tx, shapes))

@@ -50,8 +50,9 @@ def _forward(hidden_BCD, head_VD, targets_BC, temperature, num_valid_ids, tile_t
         logits_BcV = _tile_logits(hidden_BcD, head, temperature, num_valid_ids)
         log_sum_Bc = jax.nn.logsumexp(logits_BcV, axis=-1)
         chosen_Bc = jnp.take_along_axis(logits_BcV, targets_Bc[..., None], axis=-1)[..., 0]
-        mean_logit_Bc = (jnp.exp(logits_BcV - log_sum_Bc[..., None]) * logits_BcV).sum(axis=-1)
-        return None, (jnp.minimum(chosen_Bc - log_sum_Bc, 0.0), log_sum_Bc - mean_logit_Bc, log_sum_Bc)
+        logprob_BcV = logits_BcV - log_sum_Bc[..., None]
+        entropy_Bc = -(jnp.exp(logprob_BcV) * logprob_BcV).sum(axis=-1)  # no difference of large numbers
+        return None, (jnp.minimum(chosen_Bc - log_sum_Bc, 0.0), entropy_Bc, log_sum_Bc)
 
     tiles = _cut((hidden_BCD, targets_BC), tile_tokens)
     _, outputs = jax.lax.scan(tile, None, tiles)
@@ -93,7 +94,9 @@ def _backward(temperature, num_valid_ids, tile_tokens, saved, gradients):
 token_logprobs.defvjp(_forward, _backward)
 
 
-def _tile_logits(hidden_BcD: jax.Array, head_VD: jax.Array, temperature: float, num_valid_ids: int) -> jax.Array:
+def _tile_logits(
+    hidden_BcD: jax.Array, head_VD: jax.Array, temperature: float, num_valid_ids: int
+) -> jax.Array:
     logits_BcV = jnp.einsum("BcD,VD->BcV", hidden_BcD, head_VD, preferred_element_type=jnp.float32)
     ids_BcV = jax.lax.broadcasted_iota(jnp.int32, logits_BcV.shape, 2)
     return jnp.where(ids_BcV < num_valid_ids, logits_BcV / (temperature or 1.0), _NEVER)
@@ -104,6 +107,7 @@ def _cut(arrays: tuple[jax.Array, ...], tile_tokens: int) -> Any:
     num_rows, length = arrays[0].shape[:2]
     num_tiles = min(length, max(1, -(-num_rows * length // tile_tokens)))
     width = -(-length // num_tiles)
+    num_tiles = -(-length // width)  # rounding the width up may have left whole tiles of padding
 
     def cut(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, num_tiles * width - length), *((0, 0),) * (x.ndim - 2)))

@@ -92,7 +92,9 @@ def create(tx: optax.GradientTransformation, params: Any, *, mesh: jax.sharding.
 def frozen_copy(params: Any, *, dtype: Any) -> Any:
     """Parameters that no update changes, in `dtype`, each where its original lies."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
-    copy = jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.copy(leaf.astype(dtype)), tree), out_shardings=shardings)
+    copy = jax.jit(
+        lambda tree: jax.tree.map(lambda leaf: jnp.copy(leaf.astype(dtype)), tree), out_shardings=shardings
+    )
     return copy(params)
 
 

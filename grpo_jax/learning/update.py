@@ -67,9 +67,7 @@ class Learner:
         score = partial(score_batch, model, loss=loss, compute=compute)
         self.score = jax.jit(score, out_shardings=mesh_lib.rows(mesh, leading=1))
         update = partial(update_state, model, tx, loss=loss, compute=compute)
-        self.update = jax.jit(
-            update, donate_argnums=0, out_shardings=(state, mesh_lib.replicated(mesh))
-        )
+        self.update = jax.jit(update, donate_argnums=0, out_shardings=(state, mesh_lib.replicated(mesh)))
 
     def learn(
         self, state: TrainState, minibatches: Sequence[Minibatch], *, ref_params: Params, num_iterations: int
@@ -125,8 +123,8 @@ def update_state(
         num_active: int32; only the first so many microbatches can have a gradient.
         rollout_tokens: float32; trained tokens of the step over the number of minibatches.
 
-    Returns: the new state and float32 scalars: `loss`, `kl`, `entropy`, `clip_ratio/region_mean`,
-        `grad_norm`, and the gap between the sampler's log-probabilities and the trainer's.
+    Returns: the new state and float32 scalars: `loss`, `entropy`, `clip_ratio/region_mean`, `grad_norm`, the
+        gap between the sampler's log-probabilities and the trainer's, and `kl` where there is a reference.
     """
     weights_ABC = _token_weights(batch.completion_mask_ABC, loss, rollout_tokens)
     loss_and_grad = jax.value_and_grad(
@@ -151,7 +149,6 @@ def update_state(
     per_token = lambda name: sums[name] / jnp.maximum(sums["tokens"], 1.0)  # noqa: E731
     metrics = {
         "loss": sums["loss"],
-        "kl": per_token("kl"),
         "entropy": per_token("entropy"),
         "clip_ratio/region_mean": per_token("clipped"),
         "grad_norm": optax.global_norm(gradients),
@@ -159,6 +156,8 @@ def update_state(
         "sampling/sampling_logp_difference/max": largest["gap"],
         "ratio/max": largest["ratio"],
     }
+    if loss.beta:
+        metrics["kl"] = per_token("kl")
     return TrainState(params, opt_state, state.num_updates + 1), metrics
 
 

@@ -98,6 +98,7 @@ def save(
         tensors = _fetch_tensors(params, cells, EXPORT_DTYPES[dtype])
         if writer:
             save_file(tensors, unfinished / file_name, metadata={"format": "pt"})
+            (unfinished / file_name).chmod(0o644)  # the library leaves it readable for its owner alone
     if writer:
         if len(plan) > 1:
             _write_index(unfinished, plan, EXPORT_DTYPES[dtype])

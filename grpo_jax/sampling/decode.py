@@ -47,10 +47,10 @@ class DecodeState(NamedTuple):
 class WindowOutput(NamedTuple):
     """What the host reads after a window."""
 
-    tokens_BW: jax.Array  # int32; -1 where the row was done already
-    logprobs_BW: jax.Array  # float32
-    done_B: jax.Array  # bool
-    all_done: jax.Array  # bool, over all rows of all processes
+    tokens_BW: Any  # int32; -1 where the row was done already
+    logprobs_BW: Any  # float32
+    done_B: Any  # bool
+    all_done: Any  # bool, over all rows of all processes
 
 
 def prefill(

@@ -32,6 +32,11 @@ def embedding_gradient(model, params, tokens_BT, valid_BT, weights_BT, *, remat=
     return jax.grad(value)(params)
 
 
+@pytest.fixture(scope="module")
+def params(tiny_params):
+    return jax.device_get(tiny_params)  # on one device: what is here needs no mesh
+
+
 @pytest.fixture
 def tokens_BT(rng):
     return rng.permutation(np.arange(1, 90))[None, :LENGTH].astype(
@@ -41,28 +46,28 @@ def tokens_BT(rng):
 
 @pytest.mark.parametrize("position", [0, 5, LENGTH - 1])
 def test_a_position_depends_on_itself_and_all_before_it_and_on_nothing_after(
-    tiny_model, tiny_params, tokens_BT, position
+    tiny_model, params, tokens_BT, position
 ):
     valid_BT = np.ones((1, LENGTH), bool)
     one_BT = np.eye(LENGTH, dtype=np.float32)[position][None]
-    gradient_VD = embedding_gradient(tiny_model, tiny_params, tokens_BT, valid_BT, one_BT)["embedding"]
+    gradient_VD = embedding_gradient(tiny_model, params, tokens_BT, valid_BT, one_BT)["embedding"]
     reached = np.abs(np.asarray(gradient_VD))[tokens_BT[0]].max(axis=1)
     assert (reached[: position + 1] > 1e-4).all()
     np.testing.assert_array_equal(reached[position + 1 :], 0)
 
 
-def test_padding_is_never_read_wherever_it_stands(tiny_model, tiny_params, tokens_BT):
+def test_padding_is_never_read_wherever_it_stands(tiny_model, params, tokens_BT):
     valid_BT = np.ones((1, LENGTH), bool)
     valid_BT[0, [0, 1, 6, 11]] = False  # left, between and right
-    gradient_VD = embedding_gradient(
-        tiny_model, tiny_params, tokens_BT, valid_BT, valid_BT.astype(np.float32)
-    )["embedding"]
+    gradient_VD = embedding_gradient(tiny_model, params, tokens_BT, valid_BT, valid_BT.astype(np.float32))[
+        "embedding"
+    ]
     reached = np.abs(np.asarray(gradient_VD))[tokens_BT[0]].max(axis=1)
     np.testing.assert_array_equal(reached > 0, valid_BT[0])
 
 
-def test_padding_changes_no_hidden_state(tiny_model, tiny_params, tokens_BT, rng):
-    whole_TD = np.asarray(hidden(tiny_model, tiny_params, tokens_BT, np.ones((1, LENGTH), bool)))[0]
+def test_padding_changes_no_hidden_state(tiny_model, params, tokens_BT, rng):
+    whole_TD = np.asarray(hidden(tiny_model, params, tokens_BT, np.ones((1, LENGTH), bool)))[0]
     places = {
         "left": np.arange(LENGTH) + 7,
         "right": np.arange(LENGTH),
@@ -71,17 +76,17 @@ def test_padding_changes_no_hidden_state(tiny_model, tiny_params, tokens_BT, rng
     padded, valid = rng.integers(0, 90, (3, LENGTH + 7)).astype(np.int32), np.zeros((3, LENGTH + 7), bool)
     for row, columns in enumerate(places.values()):
         padded[row, columns], valid[row, columns] = tokens_BT[0], True
-    states_BTD = np.asarray(hidden(tiny_model, tiny_params, padded, valid))
+    states_BTD = np.asarray(hidden(tiny_model, params, padded, valid))
     assert np.isfinite(states_BTD).all()  # padding positions too: a NaN there would spoil gradients
     for row, (side, columns) in enumerate(places.items()):
         # states of size 1; other shapes sum in another order
         np.testing.assert_allclose(states_BTD[row, columns], whole_TD, atol=2e-5, err_msg=side)
 
 
-def test_a_row_of_nothing_but_padding_gives_finite_numbers(tiny_model, tiny_params):
+def test_a_row_of_nothing_but_padding_gives_finite_numbers(tiny_model, params):
     nothing = np.zeros((1, LENGTH), bool)
     gradients = embedding_gradient(
-        tiny_model, tiny_params, np.zeros((1, LENGTH), np.int32), nothing, nothing.astype(np.float32)
+        tiny_model, params, np.zeros((1, LENGTH), np.int32), nothing, nothing.astype(np.float32)
     )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
@@ -92,10 +97,10 @@ def test_positions_count_valid_tokens_only():
 
 
 @pytest.mark.parametrize("remat", ["full", "matmuls"])
-def test_recomputing_changes_no_gradient(tiny_model, tiny_params, tokens_BT, remat):
+def test_recomputing_changes_no_gradient(tiny_model, params, tokens_BT, remat):
     ones_BT = np.ones((1, LENGTH), np.float32)
     plain, again = (
-        embedding_gradient(tiny_model, tiny_params, tokens_BT, ones_BT > 0, ones_BT, remat=name)
+        embedding_gradient(tiny_model, params, tokens_BT, ones_BT > 0, ones_BT, remat=name)
         for name in ("none", remat)
     )
     for left, right in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
@@ -103,7 +108,7 @@ def test_recomputing_changes_no_gradient(tiny_model, tiny_params, tokens_BT, rem
         np.testing.assert_allclose(left, right, atol=1e-5 * scale)  # the compiler may fuse in another order
 
 
-def test_unstacked_layers_compute_what_stacked_ones_do(tiny_model, tiny_params, tokens_BT):
+def test_unstacked_layers_compute_what_stacked_ones_do(tiny_model, params, tokens_BT):
     valid_BT = np.ones((1, LENGTH), bool)
 
     @jax.jit
@@ -114,14 +119,14 @@ def test_unstacked_layers_compute_what_stacked_ones_do(tiny_model, tiny_params, 
         x_BTD = tiny_model.embed(params, tokens_BT, dtype=jnp.float32)
         return tiny_model.run_layers(params, x_BTD, jnp.arange(LENGTH)[None], [attend] * 2)[0]
 
-    stacked_BTD = hidden(tiny_model, tiny_params, tokens_BT, valid_BT)
-    np.testing.assert_allclose(unstacked(tiny_params), stacked_BTD, atol=1e-5)
+    stacked_BTD = hidden(tiny_model, params, tokens_BT, valid_BT)
+    np.testing.assert_allclose(unstacked(params), stacked_BTD, atol=1e-5)
 
 
-def test_bfloat16_stays_near_float32(tiny_model, tiny_params, tokens_BT):
+def test_bfloat16_stays_near_float32(tiny_model, params, tokens_BT):
     valid_BT = np.ones((1, LENGTH), bool)
-    exact_BTD = np.asarray(hidden(tiny_model, tiny_params, tokens_BT, valid_BT))
-    rough_BTD = hidden(tiny_model, tiny_params, tokens_BT, valid_BT, dtype=jnp.bfloat16)
+    exact_BTD = np.asarray(hidden(tiny_model, params, tokens_BT, valid_BT))
+    rough_BTD = hidden(tiny_model, params, tokens_BT, valid_BT, dtype=jnp.bfloat16)
     assert rough_BTD.dtype == jnp.bfloat16
     # 8 bits of mantissa through two layers: a few parts in a hundred of the states' size
     difference = np.abs(np.asarray(rough_BTD, np.float32) - exact_BTD)

@@ -24,6 +24,7 @@ from grpo_jax.structs import Problem
 from tests.models import make_golden, small_models
 
 NAMES = sorted(small_models.CONFIGS)
+GREEDY_NAMES = [name for name in NAMES if name != "qwen2.5-yarn"]  # its parts are in qwen2 and qwen3-yarn
 TOLERANCE = 1e-4  # logits of size 1 to 4; float32 rounding through two layers stays below it
 PADDING_ID = 299  # a real id: padding must be ignored because of the mask, not of its embedding
 
@@ -67,20 +68,24 @@ def our_logits(load):
     @functools.cache
     def compute(name: str) -> dict[str, list[np.ndarray]]:
         model, params = load(name)
-        return {case: _padded_logits(model, params, *rest) for case, rest in _cases().items()}
+        return {case: _padded_logits(model, params, *rest) for case, rest in _cases(name).items()}
 
     return compute
 
 
-def _cases() -> dict[str, tuple[list[np.ndarray], list[str]]]:
+def _cases(name: str) -> dict[str, tuple[list[np.ndarray], list[str]]]:
     """Name -> rows of one batch and the side on which each is padded."""
     rows = make_golden.rows()
     long, one, hundred, longish, *short = rows
-    return {
+    cases = {
         "2000 alone": ([long], ["left"]),
+        "8 up to 2000": ([long, one, hundred, longish] * 2, ["left"] * 4 + ["right"] * 4),
+    }
+    if name.endswith("yarn"):  # differs from its family where rows are long
+        return cases
+    return cases | {
         "100 alone": ([hundred], ["left"]),
         "1 alone": ([one], ["left"]),
-        "8 up to 2000": ([long, one, hundred, longish] * 2, ["left"] * 4 + ["right"] * 4),
         "8 up to 100": ([hundred, one, *short] * 2, ["left"] * 4 + ["right"] * 4),
         "8 of 1": ([one] * 8, ["left"] * 8),
     }
@@ -116,7 +121,7 @@ def test_logits_equal_those_stored_from_transformers(name, our_logits, golden):
     assert json.loads(str(golden[f"{name}/about"]))["config"] == small_models.CONFIGS[name], (
         "golden.npz is of another config: run tests/models/make_golden.py"
     )
-    for case, (rows, _) in _cases().items():
+    for case, (rows, _) in _cases(name).items():
         for number, ours in zip(_row_numbers(rows), our_logits(name)[case], strict=True):
             kept = make_golden.kept_positions(len(ours))
             expected = golden[f"{name}/logits{number}"]
@@ -128,7 +133,7 @@ def test_logits_equal_those_of_transformers_at_every_position(name, our_logits, 
     pytest.importorskip("torch", reason="the live comparison needs torch; golden.npz stands in")
     expected = make_golden.reference_logits(folders[name])
     assert expected[0].std() > 0.5  # not flat: a tolerance of 1e-4 means something
-    for case, (rows, _) in _cases().items():
+    for case, (rows, _) in _cases(name).items():
         for number, ours in zip(_row_numbers(rows), our_logits(name)[case], strict=True):
             np.testing.assert_allclose(ours, expected[number], atol=TOLERANCE, rtol=0, err_msg=case)
 
@@ -159,7 +164,7 @@ def our_completions(load, one_device, golden):
     return compute
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GREEDY_NAMES)
 def test_greedy_completions_equal_those_stored_from_transformers(name, our_completions, golden):
     expected = json.loads(str(golden[f"{name}/about"]))["completions"]
     completions, end_ids = our_completions(name)
@@ -169,7 +174,7 @@ def test_greedy_completions_equal_those_stored_from_transformers(name, our_compl
     assert make_golden.MAX_NEW_TOKENS in map(len, completions)  # and the limit ended another
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GREEDY_NAMES)
 def test_greedy_completions_equal_those_of_transformers_generate(name, our_completions, folders):
     pytest.importorskip("torch", reason="the live comparison needs torch; golden.npz stands in")
     completions, end_ids = our_completions(name)

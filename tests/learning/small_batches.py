@@ -1,0 +1,99 @@
+"""Random rollouts for the tiny model, and a learner that only keeps the gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from grpo_jax.learning import batches, train_state
+from grpo_jax.learning.batches import BatchParams, Minibatch
+from grpo_jax.learning.train_state import TrainState
+from grpo_jax.learning.update import ComputeParams, Learner, LossParams
+from grpo_jax.structs import Completion, Judgement, Problem, Rollout
+
+NUM_VALID = 90
+PROMPT, COMPLETION = 6, 10  # tokens at most
+COMPUTE = ComputeParams(dtype=jnp.float32, remat="none", num_valid_ids=NUM_VALID)
+
+
+def loss_params(**changes: Any) -> LossParams:
+    settings = {
+        "loss_type": "dapo",
+        "epsilon": 0.2,
+        "epsilon_high": 0.28,
+        "beta": 0.0,
+        "temperature": 1.0,
+        "max_completion_length": COMPLETION,
+    }
+    return LossParams(**{**settings, **changes})
+
+
+def batch_params(**changes: Any) -> BatchParams:
+    settings = {
+        "max_prompt_length": PROMPT,
+        "max_completion_length": COMPLETION,
+        "num_minibatches": 1,
+        "microbatch_rows": 8,
+        "mask_truncated_completions": False,
+        "keep_rows_without_signal": True,
+    }
+    return BatchParams(**{**settings, **changes})
+
+
+def random_rollout(seed: int, *, num_problems: int, num_generations: int) -> tuple[Rollout, np.ndarray]:
+    """Completions of 1 to COMPLETION tokens (the longest are cut off), and advantages `[P, G]`.
+
+    Every third problem is one without signal.
+    """
+    rng = np.random.default_rng(seed)
+    problems = [
+        Problem(i, "", "", "", tuple(rng.integers(1, NUM_VALID, rng.integers(1, PROMPT + 1)).tolist()))
+        for i in range(num_problems)
+    ]
+    completions = [[_completion(rng) for _ in range(num_generations)] for _ in problems]
+    advantages_PG = rng.standard_normal((num_problems, num_generations)).astype(np.float32)
+    advantages_PG[2::3] = 0.0
+    judgements = [[Judgement((0.0,), "scored")] * num_generations for _ in problems]
+    texts = [[""] * num_generations for _ in problems]
+    return Rollout(problems, completions, texts, judgements, np.zeros_like(advantages_PG), {}), advantages_PG
+
+
+def _completion(rng: np.random.Generator) -> Completion:
+    count = int(rng.integers(1, COMPLETION + 1))
+    ids = rng.integers(1, NUM_VALID, count).astype(np.int32)
+    return Completion(ids, -rng.random(count).astype(np.float32), ended=count < COMPLETION)
+
+
+def pack(
+    rollout: Rollout, advantages_PG: np.ndarray, *, num_columns: int = COMPLETION, **changes: Any
+) -> list[Minibatch]:
+    return batches.pack(rollout, advantages_PG, num_columns=num_columns, params=batch_params(**changes))
+
+
+def kept_gradient() -> optax.GradientTransformation:
+    """Moves nothing; the gradient of the last update is the optimizer's state."""
+    zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)  # noqa: E731
+    return optax.GradientTransformation(
+        zeros, lambda gradient, state, params=None: (zeros(gradient), gradient)
+    )
+
+
+def learner(model, shapes, *, mesh, tx=None, compute=COMPUTE, **changes: Any) -> Learner:
+    return Learner(
+        model,
+        mesh=mesh,
+        tx=tx or kept_gradient(),
+        shapes=shapes,
+        loss=loss_params(**changes),
+        compute=compute,
+    )
+
+
+def fresh_state(host_params: Any, shardings: Any, *, mesh, tx=None) -> TrainState:
+    """A state of its own: updates donate what they are given."""
+    params = jax.tree.map(lambda x, s: jax.device_put(x.copy(), s), host_params, shardings)
+    return train_state.create(tx or kept_gradient(), params, mesh=mesh)
