@@ -151,7 +151,9 @@ class _Frame:
         return self.bottom - share * (self.bottom - self.top)
 
     def text(self, x: float, y: float, text: str, anchor: str = "start", more: str = "") -> str:
-        return f'<text class="gj-t" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{escaped(text)}</text>'
+        return (
+            f'<text class="gj-t" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{escaped(text)}</text>'
+        )
 
     def picture(self, body: Sequence[str]) -> str:
         middle = (self.top + self.bottom) / 2

@@ -55,7 +55,9 @@ class Checkpoints:
         Raises: FileNotFoundError if there is no such step; ValueError if it does not fit `like`.
         """
         if step not in self.steps():
-            raise FileNotFoundError(f"{self.folder} has no whole checkpoint of step {step}; it has {self.steps()}.")
+            raise FileNotFoundError(
+                f"{self.folder} has no whole checkpoint of step {step}; it has {self.steps()}."
+            )
         restored = self._manager.restore(
             step, args=ocp.args.Composite(tree=ocp.args.StandardRestore(like), record=ocp.args.JsonRestore())
         )

@@ -85,7 +85,9 @@ def _plain(error: BaseException) -> str:
     # the text of a KeyError is its argument's repr
     message = str(error.args[0] if isinstance(error, KeyError) else error).strip()
     if isinstance(error, SyntaxError | NameError) or "config file" in message:
-        return f"the config file could not be read: {message.splitlines()[-1].strip()}; there are {_configs()}"
+        return (
+            f"the config file could not be read: {message.splitlines()[-1].strip()}; there are {_configs()}"
+        )
     missing = re.match(r'\W*(?:Key ")?(\w+)', message)
     if missing and (isinstance(error, KeyError) or 'Key "' in message):
         _, near, hint = message.partition("Did you mean")

@@ -30,9 +30,7 @@ class DataParams:
 
     dataset: str = "embedded:word_problems"  # that, a .jsonl/.json/.parquet/.csv file, or a hub id
     name: str = ""  # configuration of a hub data set, "" for its only one; GSM8K: "main"
-    split: str = (
-        "train"  # slices as `datasets` knows them, e.g. "train[:1000]"; a file has any split
-    )
+    split: str = "train"  # slices as `datasets` knows them, e.g. "train[:1000]"; a file has any split
     question_field: str = "question"  # text
     answer_field: str = "answer"  # text or number
     answer_pattern: str = ""  # regex whose one group is the gold, "" for all; GSM8K: "####\s*(.+)$"

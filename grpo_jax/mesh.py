@@ -121,4 +121,6 @@ def _rule(path: tuple) -> P:
 def _fitting(axes: P, shape: tuple[int, ...], mesh: Mesh) -> P:
     """Drops an axis whose size does not divide the dimension: that parameter is then held whole."""
     sizes = [1 if axis is None else mesh.shape[axis] for axis in axes]
-    return P(*(a if shape[i] % size == 0 else None for i, (a, size) in enumerate(zip(axes, sizes, strict=True))))
+    return P(
+        *(a if shape[i] % size == 0 else None for i, (a, size) in enumerate(zip(axes, sizes, strict=True)))
+    )

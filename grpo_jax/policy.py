@@ -53,7 +53,9 @@ def open_policy(params: ModelParams) -> Policy:
     Raises: FileNotFoundError, ValueError for what is missing or not supported.
     """
     if params.remat not in decoder.REMAT_POLICIES:
-        raise ValueError(f"config.model.remat is {params.remat!r}; known are {sorted(decoder.REMAT_POLICIES)}.")
+        raise ValueError(
+            f"config.model.remat is {params.remat!r}; known are {sorted(decoder.REMAT_POLICIES)}."
+        )
     folder = _local_folder(params.path)
     model, shapes = decoder.build(registry.read_spec(folder))
     tokenizer = text.load_tokenizer(folder)
@@ -66,7 +68,9 @@ def open_policy(params: ModelParams) -> Policy:
     generation_path = folder / "generation_config.json"
     generation_config = registry.read_json(generation_path) if generation_path.is_file() else {}
     end_ids = text.end_ids(tokenizer, generation_config, registry.read_json(folder / "config.json"))
-    return Policy(folder, model, shapes, tokenizer, end_ids, num_valid_ids, compute_dtype(params.compute_dtype))
+    return Policy(
+        folder, model, shapes, tokenizer, end_ids, num_valid_ids, compute_dtype(params.compute_dtype)
+    )
 
 
 def compute_dtype(name: str) -> Any:
@@ -122,7 +126,9 @@ def _local_folder(path: str) -> Path:
     if path and Path(path).is_dir():
         return Path(path)
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{path!r} is no folder; set config.model.path to a Hugging Face model folder.")
+        raise FileNotFoundError(
+            f"{path!r} is no folder; set config.model.path to a Hugging Face model folder."
+        )
     from huggingface_hub import snapshot_download
 
     try:

@@ -85,7 +85,9 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     judge = Judge(
         specs, num_workers=s.reward.num_workers, timeout_s=s.reward.timeout_s, memory_mb=s.reward.memory_mb
     )
-    teller.tell_message(f"devices: {len(jax.devices())} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}")
+    teller.tell_message(
+        f"devices: {len(jax.devices())} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}"
+    )
     train_problems, held_out = load_problems(s, opened, teller)
     longest = max(len(problem.prompt_ids) for problem in (*train_problems, *held_out))
     prompt_columns = min(-(-longest // 16) * 16, s.data.max_prompt_length)
@@ -199,9 +201,7 @@ def open_teller(
     )
 
 
-def load_problems(
-    s: Settings, opened: policy.Policy, teller: Teller
-) -> tuple[list[Problem], list[Problem]]:
+def load_problems(s: Settings, opened: policy.Policy, teller: Teller) -> tuple[list[Problem], list[Problem]]:
     """Training problems and held-out ones, which must share none."""
     found = data.load_problems(s.data, opened.tokenizer)
     teller.tell_message(f"training data: {found.summary()}")

@@ -148,9 +148,7 @@ SECTIONS: dict[str, type] = {
 
 def read(config: dict[str, Any]) -> Settings:
     """Typed settings from a resolved config; sections must have exactly the fields of their class."""
-    values = {
-        name: SECTIONS[name](**value) if name in SECTIONS else value for name, value in config.items()
-    }
+    values = {name: SECTIONS[name](**value) if name in SECTIONS else value for name, value in config.items()}
     return Settings(**values)
 
 
@@ -225,7 +223,9 @@ def _check_ranges(settings: Settings) -> None:
         )
     for name in ("adam_beta1", "adam_beta2"):
         if not 0 <= getattr(settings.optimizer, name) < 1:
-            raise ValueError(f"config.optimizer.{name} must lie in [0, 1); got {getattr(settings.optimizer, name)}.")
+            raise ValueError(
+                f"config.optimizer.{name} must lie in [0, 1); got {getattr(settings.optimizer, name)}."
+            )
 
 
 def _check_names(settings: Settings) -> None:

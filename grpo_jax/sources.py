@@ -107,8 +107,7 @@ def hub_columns(dataset: str, *, name: str, split: str) -> dict[str, list[Any]]:
         table = datasets.load_dataset(dataset, name or None, split=split)
     except ConnectionError as error:
         raise ConnectionError(
-            f"the hub cannot be reached for {dataset!r}: {error}; "
-            "set config.data.dataset to a local file"
+            f"the hub cannot be reached for {dataset!r}: {error}; set config.data.dataset to a local file"
         ) from error
     return columns_of(table)
 

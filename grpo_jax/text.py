@@ -91,15 +91,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
     """Token ids of finished texts: nothing is put before or behind, nothing is cut."""
     if not texts:
         return []
-    encoded = tokenizer(
-        list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
-    )
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
     return encoded["input_ids"]  # type: ignore[return-value]
 
 
-def decode_completions(
-    tokenizer: PreTrainedTokenizerBase, completions: Iterable[np.ndarray]
-) -> list[str]:
+def decode_completions(tokenizer: PreTrainedTokenizerBase, completions: Iterable[np.ndarray]) -> list[str]:
     """Text of each int32 array of ids, without special tokens; tags that are not special stay."""
     return decode(tokenizer, [ids.tolist() for ids in completions], skip_special_tokens=True)
 

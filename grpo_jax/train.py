@@ -115,9 +115,7 @@ def learn(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> dict[str, fl
     return learned
 
 
-def tell(
-    run: Run, step: int, rollout: Rollout, advantages_PG: np.ndarray, learned: dict[str, float]
-) -> None:
+def tell(run: Run, step: int, rollout: Rollout, advantages_PG: np.ndarray, learned: dict[str, float]) -> None:
     """Numbers of the step, a remark where they would puzzle, and every few steps some samples."""
     numbers = rollout.metrics | learned
     on_policy = run.settings.grpo.num_iterations * run.settings.grpo.num_minibatches == 1

@@ -40,8 +40,7 @@ PHRASES = {
     "-": ("gives away {}", "sells {}", "loses {}", "uses {}"),
 }
 FRAMES = (
-    "{name} has {start} {items}. {Pronoun} {first} and {second}. "
-    "How many {items} does {pronoun} have?",
+    "{name} has {start} {items}. {Pronoun} {first} and {second}. How many {items} does {pronoun} have?",
     "{name} has {start} {items}. {Pronoun} {first}. Then {pronoun} {second}. "
     "How many {items} does {pronoun} have now?",
 )
@@ -74,8 +73,7 @@ class Story:
     def question(self) -> str:
         name, pronoun = self.person
         first, second = (
-            phrase.format(number)
-            for phrase, (_, number) in zip(self.phrases, self.steps, strict=True)
+            phrase.format(number) for phrase, (_, number) in zip(self.phrases, self.steps, strict=True)
         )
         return self.frame.format(
             name=name,
@@ -203,8 +201,9 @@ WAYS = {
     "unfinished": unfinished,
 }
 
-MIXTURE = {"careful": 0.36, "guess": 0.44, "untagged": 0.08, "rambling": 0.06, "unfinished": 0.06}
-"""The base model guesses a little more often than it works, so its greedy answers are mostly wrong."""
+MIXTURE = {"careful": 0.30, "guess": 0.48, "untagged": 0.08, "rambling": 0.07, "unfinished": 0.07}
+"""The base model guesses clearly more often than it works: its greedy answers are mostly wrong, and noise
+alone (the control run, with shuffled rewards) does not turn them round."""
 
 
 def work_in_columns(value: int, sign: str, number: int) -> str:

@@ -63,8 +63,7 @@ def test_unusable_rows_are_left_out_counted_and_named(tmp_path, tokenizer):
     assert (found.num_loaded, found.num_too_long, found.num_without_gold) == (5, 1, 1)
     assert (found.too_long, found.without_gold) == ((3,), (2,))
     assert found.summary() == (
-        "3 problems from 5 rows, 1 too long left out (row 3), "
-        "1 without a gold answer left out (row 2)"
+        "3 problems from 5 rows, 1 too long left out (row 3), 1 without a gold answer left out (row 2)"
     )
 
 
@@ -243,9 +242,7 @@ def test_processes_share_the_same_global_batch(process_count):
     problems = some_problems(20)
     alone = data.problem_batches(problems, num_prompts=6, seed=5)
     shared = [
-        data.problem_batches(
-            problems, num_prompts=6, seed=5, process_index=i, process_count=process_count
-        )
+        data.problem_batches(problems, num_prompts=6, seed=5, process_index=i, process_count=process_count)
         for i in range(process_count)
     ]
     for _ in range(8):  # over two epoch ends
@@ -326,9 +323,7 @@ def test_an_evaluation_problem_that_was_trained_on_is_found():
 
 def test_gsm8k_is_read_and_tokenised_in_seconds(data_folder):
     tokenizer = text.load_tokenizer(data_folder / "tokenizers" / "qwen2.5")
-    params = data.DataParams(
-        dataset=str(data_folder / "gsm8k" / "train.jsonl"), answer_pattern=GSM8K_PATTERN
-    )
+    params = data.DataParams(dataset=str(data_folder / "gsm8k" / "train.jsonl"), answer_pattern=GSM8K_PATTERN)
     start = time.monotonic()
     train = data.load_problems(params, tokenizer)
     assert time.monotonic() - start < 20  # 2 s on two quiet cores

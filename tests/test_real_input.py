@@ -81,7 +81,9 @@ def test_the_gsm8k_recipe_takes_two_steps_resumes_and_exports(data_folder, model
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row["sampling/sampling_logp_difference/max"] < 1e-4 for row in rows)
-    print([{k: round(v, 1) for k, v in row.items() if k.startswith("time/") or k == "seconds"} for row in rows])
+    print(
+        [{k: round(v, 1) for k, v in row.items() if k.startswith("time/") or k == "seconds"} for row in rows]
+    )
     assert json.loads((output / "final" / "config.json").read_text())["dtype"] == "bfloat16"
     compare_with_transformers(output / "final", data_folder)
 

@@ -26,9 +26,7 @@ def test_every_reward_belongs_to_its_own_completion(tiny_model, tiny_params, mes
     (tmp_path / "own.py").write_text(OWN_REWARD)
     settings = decode.DecodeSettings(SamplingParams(), (3, 7), 90, 4, jnp.float32)
     engine = Engine(tiny_model, mesh=mesh, shape=EngineShape(5, 4, 12, 16), settings=settings)
-    problems = [
-        Problem(i, str(i), "", "", tuple(rng.integers(8, 90, 3 + i).tolist())) for i in range(5)
-    ]
+    problems = [Problem(i, str(i), "", "", tuple(rng.integers(8, 90, 3 + i).tolist())) for i in range(5)]
     weights = SamplingWeights(tiny_model, mesh=mesh, shapes=tiny_params, dtype=jnp.float32)(tiny_params)
     specs = registry.resolve(f"{tmp_path / 'own.py'}:first_token", "2.0")
     with Judge(specs, num_workers=2) as judge:

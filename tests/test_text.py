@@ -69,8 +69,7 @@ CHAT = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content":
 
 def test_the_tiny_chat_template_is_the_one_of_qwen_in_short(tiny):
     assert text.render_chats(tiny, CHAT) == [
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1 + 1?<|im_end|>\n"
-        "<|im_start|>assistant\n"
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"
     ]
 
 
@@ -157,9 +156,7 @@ def test_a_template_that_refuses_a_role_says_what_to_do(tiny_folder, tmp_path):
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
         "{{ messages[0].content }}"
     )
-    refusing = text.load_tokenizer(
-        altered(tiny_folder, tmp_path / "refusing", chat_template=template)
-    )
+    refusing = text.load_tokenizer(altered(tiny_folder, tmp_path / "refusing", chat_template=template))
     with pytest.raises(ValueError, match=r"no system role.*config\.data\.prompt_template"):
         text.render_chats(refusing, CHAT)
 
@@ -209,9 +206,7 @@ def test_real_qwen_tokenizers_keep_text_and_give_the_ids_of_their_files(real_fol
     text.check_round_trip(loaded, [HARD_TEXT, string.printable])
     raw = Tokenizer.from_file(str(real_folder / "tokenizer.json"))
     texts = [HARD_TEXT, *(row["question"] for row in word_problems.problems("test", num=50))]
-    assert text.encode(loaded, texts) == [
-        raw.encode(item, add_special_tokens=False).ids for item in texts
-    ]
+    assert text.encode(loaded, texts) == [raw.encode(item, add_special_tokens=False).ids for item in texts]
     generation_config = {"eos_token_id": [151645, 151643]}
     assert text.end_ids(loaded, generation_config, {}) == (151645, 151643)
     (prompt,) = text.render_chats(loaded, CHAT)

@@ -61,7 +61,9 @@ def test_a_run_leaves_metrics_samples_report_checkpoints_and_a_model(short_run):
     looked = [line["step"] for line in lines(short_run) if "eval/accuracy" in line]
     assert steps == [1, 2, 3, 4]
     assert looked == [0, 4]
-    assert {"config.json", "samples.jsonl", "report.html", "tensorboard", "final"} <= set(os.listdir(short_run))
+    assert {"config.json", "samples.jsonl", "report.html", "tensorboard", "final"} <= set(
+        os.listdir(short_run)
+    )
     assert sorted(os.listdir(short_run / "checkpoints")) == ["2", "4"]
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= set(
         os.listdir(short_run / "final")
@@ -86,8 +88,15 @@ def test_transformers_loads_the_final_folder(short_run):
 
     model = AutoModelForCausalLM.from_pretrained(short_run / "final", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(short_run / "final")
-    question = [{"role": "user", "content": "Tom has 47 apples. He buys 35 more and sells 18. How many apples does he have?"}]
-    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    question = [
+        {
+            "role": "user",
+            "content": "Tom has 47 apples. He buys 35 more and sells 18. How many apples does he have?",
+        }
+    ]
+    prompt = tokenizer.apply_chat_template(
+        question, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     answer = tokenizer.decode(model.generate(**prompt, max_new_tokens=70, do_sample=False)[0])
     assert "assistant" in answer
 
@@ -128,7 +137,14 @@ def test_a_folder_of_another_run_is_refused_untouched(short_run):
 
 def test_export_makes_the_same_folder_from_a_checkpoint(short_run, tmp_path):
     subprocess.run(
-        [sys.executable, "tools/export.py", "--checkpoint", str(short_run / "checkpoints/4"), "--output", str(tmp_path / "x")],
+        [
+            sys.executable,
+            "tools/export.py",
+            "--checkpoint",
+            str(short_run / "checkpoints/4"),
+            "--output",
+            str(tmp_path / "x"),
+        ],
         cwd=ROOT,
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -141,7 +157,14 @@ def test_evaluate_counts_what_it_writes(short_run, tmp_path):
     options = ["--data", "embedded:word_problems", "--max-problems", "40", "--max-completion-length", "72"]
     subprocess.run(
         [
-            *(sys.executable, "tools/evaluate.py", "--model", str(short_run / "final"), "--output", str(tmp_path / "e")),
+            *(
+                sys.executable,
+                "tools/evaluate.py",
+                "--model",
+                str(short_run / "final"),
+                "--output",
+                str(tmp_path / "e"),
+            ),
             *(*options, "--samples", "2", "--temperature", "1", "--window", "24"),
         ],
         cwd=ROOT,
@@ -161,7 +184,12 @@ def test_the_default_run_learns_and_shuffled_rewards_do_not(tmp_path, cache):
     looks = [line["eval/accuracy"] for line in lines(tmp_path / "learns") if "eval/accuracy" in line]
     assert looks[0] <= 0.5
     assert looks[-1] >= 0.9
-    run(tmp_path / "control", "--config.reward.shuffle_rewards=True", "--config.evaluation.eval_steps=0", cache)
+    run(
+        tmp_path / "control",
+        "--config.reward.shuffle_rewards=True",
+        "--config.evaluation.eval_steps=0",
+        cache,
+    )
     control = [line["eval/accuracy"] for line in lines(tmp_path / "control") if "eval/accuracy" in line]
     # 500 problems: two standard errors of a difference are at most 6.3 points
     assert control[-1] - control[0] < 0.065
@@ -171,7 +199,9 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
     deadline = time.time() + 300
     while time.time() < deadline and process.poll() is None:
         if (folder / "metrics.jsonl").is_file():
-            told = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"reward"' in line]
+            told = [
+                line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"reward"' in line
+            ]
             if len(told) >= step:
                 return
         time.sleep(0.05)

@@ -46,7 +46,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", default="runs/curves", help="folder of the runs")
     parser.add_argument("--output", default="docs/tiny_curves.svg", help="the picture")
     parser.add_argument("--config", default="configs/tiny.py")

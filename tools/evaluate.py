@@ -43,7 +43,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True, help="Hugging Face folder or hub id")
     parser.add_argument("--data", required=True, help="hub id, file, or embedded:word_problems")
     parser.add_argument("--output", required=True, help="new folder for the results")

@@ -43,16 +43,18 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", required=True, help="RUN/checkpoints/STEP")
     parser.add_argument("--output", required=True, help="new folder")
-    parser.add_argument("--dtype", default="", help="float32, bfloat16, float16; as the run's config if not given")
+    parser.add_argument(
+        "--dtype", default="", help="float32, bfloat16, float16; as the run's config if not given"
+    )
     return parser.parse_args(arguments)
 
 
-def restore_params(
-    opened: policy.Policy, run_settings: Settings, folder: Path, step: int
-) -> Params:
+def restore_params(opened: policy.Policy, run_settings: Settings, folder: Path, step: int) -> Params:
     """The parameters of a checkpoint, on whatever devices are here."""
     mesh = mesh_lib.create(data=1, fsdp=len(jax.devices()), tensor=1)
     tx = train_state.optimizer(run_settings.optimizer, num_updates=run_settings.num_updates)

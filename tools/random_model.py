@@ -1,6 +1,6 @@
 """A Hugging Face folder of a real shape with random weights: for trying the whole program without a download.
 
-    python tools/random_model.py --shape qwen2.5-0.5b --tokenizer DIR --output DIR
+python tools/random_model.py --shape qwen2.5-0.5b --tokenizer DIR --output DIR
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", required=True, choices=sorted(SHAPES))
     parser.add_argument("--tokenizer", required=True, help="folder or hub id")
     parser.add_argument("--output", required=True, help="new folder")

@@ -42,9 +42,11 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", required=True, help="folder to make")
-    parser.add_argument("--steps", type=int, default=2000, help="optimizer updates")
+    parser.add_argument("--steps", type=int, default=1600, help="optimizer updates")
     parser.add_argument("--batch", type=int, default=64, help="demonstrations an update")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="at the end of the warm-up")
     parser.add_argument("--demonstrations", type=int, default=100_000, help="how many are written")
@@ -141,7 +143,10 @@ def train(
         batch = mesh_lib.put_rows(mesh, jax.tree.map(lambda array: array[chosen], rows))  # noqa: B023
         state, metrics = update(state, batch)
         if step % 50 == 0 or step == options.steps:
-            print(f"step {step:5d}  loss {float(metrics['loss']):.4f}  {time.time() - started:6.1f} s", flush=True)
+            print(
+                f"step {step:5d}  loss {float(metrics['loss']):.4f}  {time.time() - started:6.1f} s",
+                flush=True,
+            )
     return state.params
 
 

@@ -41,9 +41,7 @@ _TEXT_COMMAND = re.compile(r"\\(?:text|mbox|mathrm|textbf|textit|textrm)\s*\{([^
 _SPACE = re.compile(r"\s+")
 
 _SIGN = r"(?P<sign>[-+]?)\s*"
-_NUMBER = re.compile(
-    _SIGN + r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.(?P<decimals>[0-9]*))?"
-)
+_NUMBER = re.compile(_SIGN + r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.(?P<decimals>[0-9]*))?")
 _SLASH = re.compile(_SIGN + r"(?P<top>[0-9]+)\s*/\s*(?P<bottom>[0-9]+)")
 _FRAC = re.compile(
     _SIGN

@@ -130,9 +130,7 @@ def _places(tidied: str) -> int:
     number = answers.read_number(tidied)
     if number is None or not 0 < abs(number.value) < 1:
         return _SIGNIFICANT_DIGITS
-    return (
-        _SIGNIFICANT_DIGITS + len(str(number.value.denominator // abs(number.value.numerator))) - 1
-    )
+    return _SIGNIFICANT_DIGITS + len(str(number.value.denominator // abs(number.value.numerator))) - 1
 
 
 @functools.lru_cache(maxsize=1024)

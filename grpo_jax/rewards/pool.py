@@ -27,9 +27,7 @@ _START_SECONDS = 120.0  # for the imports of a worker on a busy host; no attempt
 _START_TRIES = 3
 _MOST_WORKERS = 8  # by default: one grades thousands of plain answers a second
 _BATCH_ITEMS = 16  # attempts sent ahead; each still has a deadline of its own
-_BATCH_CHARS = (
-    8_192  # at six bytes a character still less than a pipe holds, so writing never waits
-)
+_BATCH_CHARS = 8_192  # at six bytes a character still less than a pipe holds, so writing never waits
 
 
 class _Item(NamedTuple):
@@ -277,9 +275,7 @@ def _judgement(reply: dict[str, Any]) -> Judgement:
 
 def _check_settings(num_workers: int, timeout_s: float, memory_mb: int) -> None:
     if num_workers < 0:
-        raise ValueError(
-            f"config.reward.num_workers must be 0 (one per core) or more; got {num_workers}"
-        )
+        raise ValueError(f"config.reward.num_workers must be 0 (one per core) or more; got {num_workers}")
     if not timeout_s > 0:
         raise ValueError(f"config.reward.timeout_s must be above 0 seconds; got {timeout_s}")
     if memory_mb < 512:

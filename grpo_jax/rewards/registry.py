@@ -51,9 +51,7 @@ def resolve(reward_funcs: str, reward_weights: str = "") -> tuple[RewardSpec, ..
     """
     names = [name.strip() for name in reward_funcs.split(",") if name.strip()]
     if not names:
-        raise ValueError(
-            f"no reward is named; set config.reward.reward_funcs to some of {sorted(REWARDS)}"
-        )
+        raise ValueError(f"no reward is named; set config.reward.reward_funcs to some of {sorted(REWARDS)}")
     weights = _weights(reward_weights, names)
     specs = tuple(_spec(name, weight) for name, weight in zip(names, weights, strict=True))
     for index, spec in enumerate(specs):
@@ -127,8 +125,7 @@ def _own_file(path_text: str, function: str) -> pathlib.Path:
     path = pathlib.Path(path_text).expanduser().resolve()
     if not path.is_file():
         raise FileNotFoundError(
-            f"there is no reward file {path_text!r} (looked at {path}); "
-            "correct config.reward.reward_funcs"
+            f"there is no reward file {path_text!r} (looked at {path}); correct config.reward.reward_funcs"
         )
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -27,12 +27,8 @@ KNOWN_CASES = (
     KnownCase("<think>6 * 7</think>\n<answer>42</answer>", "42", "correct", 1.0),
     KnownCase("<think>6 * 7</think>\n<answer>41</answer>", "42", "wrong", 1.0),
     KnownCase("It is \\boxed{1,234.50}", "1234.5", "correct", 0.0),
-    KnownCase(
-        "<think>root</think>\n<answer>\\boxed{3\\sqrt{8}}</answer>", "6\\sqrt{2}", "correct", 1.0
-    ),
-    KnownCase(
-        "<think>root</think>\n<answer>\\boxed{3\\sqrt{7}}</answer>", "6\\sqrt{2}", "wrong", 1.0
-    ),
+    KnownCase("<think>root</think>\n<answer>\\boxed{3\\sqrt{8}}</answer>", "6\\sqrt{2}", "correct", 1.0),
+    KnownCase("<think>root</think>\n<answer>\\boxed{3\\sqrt{7}}</answer>", "6\\sqrt{2}", "wrong", 1.0),
     KnownCase("Well, \\boxed{(x+1)^2}", "x^2 + 2x + 1", "correct", 0.0),
     KnownCase("I do not know. Perhaps 42.", "42", "unparsable", 0.0),
 )

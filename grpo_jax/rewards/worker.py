@@ -135,9 +135,7 @@ def _as_grade(result: Any) -> grade.Grade:
     return dataclasses.replace(result, reward=reward)
 
 
-def _reply(
-    rewards: list[float], outcome: str, parsed: str, start: float, cause: str = ""
-) -> dict[str, Any]:
+def _reply(rewards: list[float], outcome: str, parsed: str, start: float, cause: str = "") -> dict[str, Any]:
     # A lone half of a surrogate pair survives JSON but not the trainer's console or files.
     parsed = parsed[: grade.PARSED_CHARS].encode("utf-8", "replace").decode()
     seconds = time.perf_counter() - start

@@ -111,9 +111,7 @@ def decode_window(
     def step(carry, column):
         window, last_token_B, num_tokens_B, done_B = carry
         window, hidden_BD = _read_token(model, params, state, window, last_token_B, column, settings)
-        logits_BV = jnp.einsum(
-            "BD,VD->BV", hidden_BD, model.head(params), preferred_element_type=jnp.float32
-        )
+        logits_BV = jnp.einsum("BD,VD->BV", hidden_BD, model.head(params), preferred_element_type=jnp.float32)
         uniform_B = jax.vmap(_uniform)(state.key_B2, num_tokens_B)
         token_B, logprob_B = token_choice.choose(
             logits_BV, uniform_B, settings.sampling, num_valid_ids=settings.num_valid_ids

@@ -92,7 +92,9 @@ class Engine:
 
         Returns: `[P_local][G]` completions.
         """
-        limit = min(max_completion_length or self.shape.max_completion_length, self.shape.max_completion_length)
+        limit = min(
+            max_completion_length or self.shape.max_completion_length, self.shape.max_completion_length
+        )
         state = self._begin(params, problems, step_key, limit)
         collected = _Collected(len(problems), self.shape.num_generations, self.settings.end_ids, on_finished)
         for end in range(self.settings.window, limit + self.settings.window, self.settings.window):
@@ -114,7 +116,9 @@ class Engine:
     ) -> decode.DecodeState:
         local_rows = self.num_rows // jax.process_count()
         if len(problems) > local_rows:
-            raise ValueError(f"This sampler takes {local_rows} problems a call on this process; got {len(problems)}.")
+            raise ValueError(
+                f"This sampler takes {local_rows} problems a call on this process; got {len(problems)}."
+            )
         tokens_PT, length_P = _padded_prompts(problems, local_rows, self.shape.max_prompt_length)
         problem_P = np.zeros(local_rows, np.int32)
         problem_P[: len(problems)] = [problem.index for problem in problems]
@@ -185,9 +189,7 @@ class _Collected:
         return [rows[i : i + self.num_generations] for i in range(0, len(rows), self.num_generations)]
 
 
-def _padded_prompts(
-    problems: Sequence[Problem], num_rows: int, length: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _padded_prompts(problems: Sequence[Problem], num_rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Right-padded prompt ids int32 `[num_rows, length]` and their lengths; empty rows have length 1."""
     tokens_PT = np.zeros((num_rows, length), np.int32)
     length_P = np.ones(num_rows, np.int32)

@@ -49,9 +49,7 @@ NOISE = [
 ]
 
 
-def test_bombs_nests_and_noise_earn_nothing_and_break_nothing(
-    judge: pool.Judge, attempt: Write
-) -> None:
+def test_bombs_nests_and_noise_earn_nothing_and_break_nothing(judge: pool.Judge, attempt: Write) -> None:
     texts = BOMBS + NESTS + NOISE
     start = time.monotonic()
     for index, text in enumerate(texts):

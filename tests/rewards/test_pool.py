@@ -198,9 +198,7 @@ def test_a_worker_killed_from_outside_is_replaced(own_file: str) -> None:
 def test_a_reward_that_raises_or_returns_no_number_crashes_its_attempt_only(
     own_file: str, text: str, words: str
 ) -> None:
-    functions = [
-        registry.load(spec) for spec in registry.resolve(f"{own_file}:act,{own_file}:length")
-    ]
+    functions = [registry.load(spec) for spec in registry.resolve(f"{own_file}:act,{own_file}:length")]
     reply = worker.judge(_act(text), functions)
     assert (reply["outcome"], reply["rewards"]) == ("crashed", [0.0, 0.0])
     assert words in reply["cause"] and "\n" not in reply["cause"]
@@ -339,9 +337,7 @@ def test_a_worker_that_cannot_start_is_an_error_and_no_zero(tmp_path: Path) -> N
     file.write_text("import no_such_library\n\ndef reward(attempt):\n    return 1.0\n")
     with pool.Judge(registry.resolve(f"{file}:reward"), num_workers=2) as judge:
         judge.submit(0, _act("x"))
-        with pytest.raises(
-            RuntimeError, match=r"broken\.py:1: ModuleNotFoundError.*no_such_library"
-        ):
+        with pytest.raises(RuntimeError, match=r"broken\.py:1: ModuleNotFoundError.*no_such_library"):
             judge.collect()
 
 

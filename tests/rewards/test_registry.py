@@ -38,9 +38,7 @@ def test_without_weights_each_is_one() -> None:
         ("accuracy,accuracy", "", ["two", "'accuracy'"]),
     ],
 )
-def test_a_mistake_is_one_clear_line(
-    reward_funcs: str, reward_weights: str, words: list[str]
-) -> None:
+def test_a_mistake_is_one_clear_line(reward_funcs: str, reward_weights: str, words: list[str]) -> None:
     with pytest.raises(ValueError) as error:
         registry.resolve(reward_funcs, reward_weights)
     message = str(error.value)
@@ -70,9 +68,7 @@ def test_an_own_function_that_is_missing_is_an_error_with_the_near_name(tmp_path
 def test_an_own_function_is_loaded_and_may_import_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "neighbour_of_own.py").write_text("VALUE = 0.25\n")
     file = tmp_path / "own.py"
-    file.write_text(
-        "import neighbour_of_own\n\ndef short(attempt):\n    return neighbour_of_own.VALUE\n"
-    )
+    file.write_text("import neighbour_of_own\n\ndef short(attempt):\n    return neighbour_of_own.VALUE\n")
     code = (
         "import sys; from grpo_jax.rewards import registry; "
         "print(registry.load(registry.resolve(sys.argv[1])[0])(None))"

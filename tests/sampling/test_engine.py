@@ -23,14 +23,20 @@ END_IDS = (3, 7)
 
 def make_problems(rng: np.random.Generator, lengths: list[int]) -> list[Problem]:
     return [
-        Problem(index=10 * i, question="", answer="", prompt="", prompt_ids=tuple(rng.integers(8, 90, n).tolist()))
+        Problem(
+            index=10 * i, question="", answer="", prompt="", prompt_ids=tuple(rng.integers(8, 90, n).tolist())
+        )
         for i, n in enumerate(lengths)
     ]
 
 
 def make_engine(model, mesh, *, num_prompts=5, generations=3, sampling=None, end_ids=END_IDS, length=21):
     settings = decode.DecodeSettings(
-        sampling=sampling or SamplingParams(), end_ids=end_ids, num_valid_ids=NUM_VALID, window=4, dtype=jnp.float32
+        sampling=sampling or SamplingParams(),
+        end_ids=end_ids,
+        num_valid_ids=NUM_VALID,
+        window=4,
+        dtype=jnp.float32,
     )
     shape = EngineShape(num_prompts, generations, max_prompt_length=12, max_completion_length=length)
     return Engine(model, mesh=mesh, shape=shape, settings=settings)

@@ -19,7 +19,8 @@ def pick(uniform: float, params: SamplingParams, logits=LOGITS, num_valid_ids: i
 
 
 @pytest.mark.parametrize(
-    ("uniform", "token"), [(0.0, 0), (0.09, 0), (0.11, 1), (0.29, 1), (0.31, 2), (0.69, 2), (0.71, 3), (0.9999999, 3)]
+    ("uniform", "token"),
+    [(0.0, 0), (0.09, 0), (0.11, 1), (0.29, 1), (0.31, 2), (0.69, 2), (0.71, 3), (0.9999999, 3)],
 )
 def test_the_uniform_number_picks_by_running_probability(uniform, token):
     assert pick(uniform, SamplingParams()) == token

@@ -1,0 +1,70 @@
+"""The supervised update: its loss by the plain formula, and that it learns."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from grpo_jax import mesh as mesh_lib
+from grpo_jax.learning import supervised
+from grpo_jax.models import decoder
+from tests.learning import small_batches
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_model, tiny_params):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), mesh_lib.AXES)
+    _, shapes = decoder.build(tiny_model.spec)
+    tx = optax.sgd(0.1)
+    update = supervised.jitted_update(
+        tiny_model, mesh=mesh, tx=tx, shapes=shapes, compute=small_batches.COMPUTE
+    )
+    state = lambda: small_batches.fresh_state(  # noqa: E731
+        jax.device_get(tiny_params), mesh_lib.parameter_shardings(mesh, shapes), mesh=mesh, tx=tx
+    )
+    rows = small_batches.random_rollout(0, num_problems=4, num_generations=2)
+    (minibatch,) = small_batches.pack(*rows)
+    return update, state, jax.tree.map(lambda x: x[0], minibatch.batch)
+
+
+def test_loss_is_the_mean_negative_log_probability_of_completion_tokens(tiny_model, tiny_params, parts):
+    update, state, batch = parts
+    _, metrics = update(state(), batch)
+
+    @jax.jit
+    def logits(params):
+        hidden_BTD = tiny_model.hidden_states(params, batch.tokens_ABT, batch.valid_ABT, dtype=jnp.float32)
+        return jnp.einsum("BTD,VD->BTV", hidden_BTD, tiny_model.head(params))
+
+    logits_BTV = np.asarray(logits(jax.device_get(tiny_params)), np.float64)[..., : small_batches.NUM_VALID]
+    total, count = 0.0, 0
+    for row, mask_C in enumerate(batch.completion_mask_ABC):
+        for column in np.flatnonzero(mask_C) + small_batches.PROMPT:
+            before = logits_BTV[row, column - 1]  # what is said of a token stands one before it
+            total += np.log(np.exp(before).sum()) - before[batch.tokens_ABT[row, column]]
+            count += 1
+    assert count == batch.completion_mask_ABC.sum()
+    assert float(metrics["loss"]) == pytest.approx(total / count, rel=1e-5)
+    assert float(metrics["grad_norm"]) > 0
+
+
+def test_repeated_updates_on_one_batch_learn_it(parts):
+    update, state, batch = parts
+    state, losses = state(), []
+    for _ in range(20):
+        state, metrics = update(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.7 * losses[0]
+    assert int(state.num_updates) == 20
+
+
+def test_a_batch_with_nothing_to_train_on_changes_nothing(parts):
+    update, state, batch = parts
+    before = jax.device_get(state().params)
+    after, metrics = update(state(), batch._replace(completion_mask_ABC=0 * batch.completion_mask_ABC))
+    assert float(metrics["loss"]) == 0
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after.params), strict=True):
+        np.testing.assert_array_equal(old, new)
