@@ -1,13 +1,15 @@
-"""Random rollouts for the tiny model, and a learner that only keeps the gradient."""
+"""Random rollouts for the tiny model, a learner that only keeps the gradient, and what compares two of them."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from grpo_jax.learning import batches, train_state
 from grpo_jax.learning.batches import BatchParams, Minibatch
@@ -17,6 +19,8 @@ from grpo_jax.structs import Completion, Judgement, Problem, Rollout
 
 NUM_VALID = 90
 PROMPT, COMPLETION = 6, 10  # tokens at most
+NUM_PROBLEMS, GENERATIONS = 4, 6  # of the rollout that tests share
+ROWS = NUM_PROBLEMS * GENERATIONS
 COMPUTE = ComputeParams(dtype=jnp.float32, remat="none", num_valid_ids=NUM_VALID)
 
 
@@ -97,3 +101,35 @@ def fresh_state(host_params: Any, shardings: Any, *, mesh, tx=None) -> TrainStat
     """A state of its own: updates donate what they are given."""
     params = jax.tree.map(lambda x, s: jax.device_put(x.copy(), s), host_params, shardings)
     return train_state.create(tx or kept_gradient(), params, mesh=mesh)
+
+
+def plain_logprobs(model, params, tokens_BT, valid_BT, temperature):
+    """Log-probability of each next token `[B, T - 1]`, and the entropy of what it was drawn from."""
+    hidden_BTD = model.hidden_states(params, tokens_BT, valid_BT, dtype=jnp.float32)
+    logits_BTV = jnp.einsum("BTD,VD->BTV", hidden_BTD, model.head(params))[:, :-1, :NUM_VALID]
+    all_BTV = jax.nn.log_softmax(logits_BTV / temperature, axis=-1)
+    chosen_BT = jnp.take_along_axis(all_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
+    return chosen_BT, -(jnp.exp(all_BTV) * all_BTV).sum(-1)
+
+
+def in_order(rollout: Rollout, advantages_PG: np.ndarray, order: np.ndarray) -> tuple[Rollout, np.ndarray]:
+    """Every row becomes a group of one, at another place."""
+    cells = [divmod(int(i), GENERATIONS) for i in order]
+    return (
+        dataclasses.replace(
+            rollout,
+            problems=[rollout.problems[p] for p, _ in cells],
+            completions=[[rollout.completions[p][g]] for p, g in cells],
+        ),
+        np.array([[advantages_PG[p, g]] for p, g in cells]),
+    )
+
+
+def assert_same(left, right, *, tolerance: float) -> None:
+    """Loss, and gradient leaf by leaf, relative to the leaf's largest entry."""
+    assert float(left[0]["loss"]) == pytest.approx(float(right[0]["loss"]), rel=tolerance)
+    paths = jax.tree_util.tree_leaves_with_path(left[1])
+    for (path, ours), other in zip(paths, jax.tree.leaves(right[1]), strict=True):
+        scale = np.abs(other).max()
+        assert scale > 1e-3, path  # there is something to compare
+        np.testing.assert_allclose(ours, other, atol=tolerance * scale, rtol=0, err_msg=str(path))

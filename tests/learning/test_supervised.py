@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import supervised
-from grpo_jax.models import decoder
 from tests.learning import small_batches
 
 
 @pytest.fixture(scope="module")
-def parts(tiny_model, tiny_params):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), mesh_lib.AXES)
-    _, shapes = decoder.build(tiny_model.spec)
+def parts(tiny_model, shapes, meshes, new_state):
     tx = optax.sgd(0.1)
     update = supervised.jitted_update(
-        tiny_model, mesh=mesh, tx=tx, shapes=shapes, compute=small_batches.COMPUTE
+        tiny_model, mesh=meshes["one device"], tx=tx, shapes=shapes, compute=small_batches.COMPUTE
     )
-    state = lambda: small_batches.fresh_state(  # noqa: E731
-        jax.device_get(tiny_params), mesh_lib.parameter_shardings(mesh, shapes), mesh=mesh, tx=tx
-    )
+    state = functools.partial(new_state, "one device", tx)
     rows = small_batches.random_rollout(0, num_problems=4, num_generations=2)
     (minibatch,) = small_batches.pack(*rows)
     return update, state, jax.tree.map(lambda x: x[0], minibatch.batch)
 
 
-def test_loss_is_the_mean_negative_log_probability_of_completion_tokens(tiny_model, tiny_params, parts):
+def test_loss_is_the_mean_negative_log_probability_of_completion_tokens(tiny_model, host_params, parts):
     update, state, batch = parts
     _, metrics = update(state(), batch)
 
@@ -39,7 +35,7 @@ def test_loss_is_the_mean_negative_log_probability_of_completion_tokens(tiny_mod
         hidden_BTD = tiny_model.hidden_states(params, batch.tokens_ABT, batch.valid_ABT, dtype=jnp.float32)
         return jnp.einsum("BTD,VD->BTV", hidden_BTD, tiny_model.head(params))
 
-    logits_BTV = np.asarray(logits(jax.device_get(tiny_params)), np.float64)[..., : small_batches.NUM_VALID]
+    logits_BTV = np.asarray(logits(host_params), np.float64)[..., : small_batches.NUM_VALID]
     total, count = 0.0, 0
     for row, mask_C in enumerate(batch.completion_mask_ABC):
         for column in np.flatnonzero(mask_C) + small_batches.PROMPT:

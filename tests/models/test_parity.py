@@ -112,7 +112,7 @@ def _padded_logits(model, params, rows: list[np.ndarray], sides: list[str]) -> l
 
 
 def _row_numbers(rows: list[np.ndarray]) -> list[int]:
-    lengths = list(make_golden.ROW_LENGTHS)
+    lengths: list[int] = list(make_golden.ROW_LENGTHS)
     return [lengths.index(len(row)) for row in rows]
 
 
