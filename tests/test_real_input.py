@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,7 @@ def train(data_folder: Path, model_folder: Path, output: Path, steps: int) -> st
         cwd=ROOT,
         capture_output=True,
         text=True,
+        env=ENVIRONMENT,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # of the largest child so far, KiB on Linux
