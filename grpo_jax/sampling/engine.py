@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from grpo_jax import mesh as mesh_lib
-from grpo_jax.models import decoder
+from grpo_jax.models import decoder, kv_cache
 from grpo_jax.models.decoder import Model, Params
 from grpo_jax.sampling import decode
 from grpo_jax.structs import Completion, Problem
@@ -62,7 +62,7 @@ class Engine:
             partial(decode.start, num_generations=shape.num_generations), out_shardings=rows
         )
         self._grow = jax.jit(
-            lambda state, size: state._replace(cache=decode.kv_cache.grow(state.cache, size)),
+            lambda state, size: state._replace(cache=kv_cache.grow(state.cache, size)),
             static_argnums=1,
             out_shardings=rows,
         )
