@@ -50,6 +50,7 @@ def train(data_folder: Path, model_folder: Path, output: Path, steps: int) -> st
         "model.path": model_folder,
         "data.dataset": data_folder / "gsm8k" / "train.jsonl",
         "data.name": "",
+        "data.max_prompt_length": 160,  # leaves out and counts the few longer ones, and halves the work
         "evaluation.dataset": "",
         "rollout.num_prompts": 2,
         "rollout.num_generations": 2,
@@ -80,7 +81,7 @@ def train(data_folder: Path, model_folder: Path, output: Path, steps: int) -> st
 def test_the_gsm8k_recipe_takes_two_steps_resumes_and_exports(data_folder, model_folder, tmp_path):
     output = tmp_path / "run"
     said = train(data_folder, model_folder, output, steps=1)
-    assert "7473 problems from 7473 rows" in said
+    assert "problems from 7473 rows" in said and "too long left out" in said
     said = train(data_folder, model_folder, output, steps=2)
     assert "going on after step 1" in said
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
