@@ -2,7 +2,8 @@
 
 Run:      python -m grpo_jax.train --config configs/math_qwen2p5_math_1p5b.py
 Offline:  --config.model.path=DIR --config.data.dataset=train.jsonl --config.evaluation.dataset=test.jsonl
-Hardware: one 80 GB GPU, or a TPU v5e-8 with --config.mesh.fsdp=8
+Hardware: one 80 GB GPU; counted, not measured: 24 GB of state, 3 GB of sampling copy, 19 GB of cache that
+          is held twice while it grows
 Expect:   others report about 74% on MATH-500 for this model and objective (Dr. GRPO), 25% being the floor that
           a university course asks for after 200 steps. Not yet run here with the real weights.
 """
@@ -24,7 +25,7 @@ def get_config():
     config.data.answer_pattern = r"(?s).*\\boxed\{(.+)\}"
     config.data.system_prompt = SYSTEM_PROMPT
     config.data.max_prompt_length = 512
-    config.rollout.num_prompts = 128
+    config.rollout.num_prompts = 32  # 128, as published, would need 75 GB of cache at once
     config.rollout.num_generations = 8
     config.rollout.max_completion_length = 2048
     config.rollout.window = 128
