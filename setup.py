@@ -31,6 +31,7 @@ EXTRAS = {
     "tpu": [f"jax[tpu]>={JAX}"],
     "wandb": ["wandb"],
     "trackio": ["trackio"],
+    "bench": ["torch"],  # for tools/bench.py --against transformers
     "test": [
         "pyright[nodejs]>=1.1.414",  # with a Node.js of its own, from a wheel
         "pytest>=9.0",

@@ -54,7 +54,14 @@ def get_config() -> ConfigDict:
     config.rollout.top_k = 0  # 0: all
     config.rollout.top_p = 1.0  # (0, 1]
     config.rollout.min_p = 0.0  # [0, 1]
-    config.rollout.window = 64  # decode steps between two looks of the host
+    config.rollout.min_completion_length = 0  # tokens; no end token before so many
+    config.rollout.banned_ids = ()  # token ids that are never sampled
+    config.rollout.stop_strings = ()  # a completion ends at the first of these texts
+    config.rollout.keep_stop_strings = True  # False: the judge does not see the stop string and what follows
+    config.rollout.num_slots = 0  # completions decoded at once, over all devices; 0: as many as fit and help
+    config.rollout.window = 0  # decode steps between two looks of the host; 0: by max_completion_length
+    config.rollout.attention = "auto"  # over the cache: "xla", "pallas_tpu", "pallas_gpu"
+    config.rollout.sampling_weights = "compute"  # "int8": smaller, faster to read, not what is trained
 
     config.reward = ConfigDict()
     config.reward.reward_funcs = "accuracy,format"  # or path/to/file.py:function, comma-separated
@@ -99,7 +106,6 @@ def get_config() -> ConfigDict:
     config.evaluation.eval_steps = 0  # steps; at the start and the end too. 0: only those two
     config.evaluation.num_generations = 1  # samples a problem
     config.evaluation.temperature = 0.0  # 0: the likeliest token always
-    config.evaluation.batch_prompts = 128  # problems sampled at once
 
     config.telling = ConfigDict()
     config.telling.completions_every_steps = 5  # steps between two tables of samples; 0: none

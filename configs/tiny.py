@@ -20,12 +20,10 @@ def get_config():
     config.rollout.num_prompts = 16
     config.rollout.num_generations = 16
     config.rollout.max_completion_length = 72
-    config.rollout.window = 24
     config.grpo.per_device_train_batch_size = 16
     config.optimizer.learning_rate = 3e-5
     config.checkpoint.save_steps = 5
     config.evaluation.dataset = "embedded:word_problems"
     config.evaluation.max_problems = 500
     config.evaluation.eval_steps = 5
-    config.evaluation.batch_prompts = 256
     return config

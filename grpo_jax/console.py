@@ -43,13 +43,17 @@ COLUMNS = (
     Column("step s", "time/step", 6, "tenths", 1),
     Column("sample", "time/sample", 6, "tenths", 3),
     Column("judge", "time/judge", 6, "tenths", 3),
+    Column("hidden", "judge/hidden", 6, "percent", 4),
     Column("update", "time/update", 6, "tenths", 3),
     Column("tok/s", "tokens_per_second", 7, "whole", 2),
+    Column("slots", "sampling/occupancy", 6, "percent", 4),
+    Column("roof", "sampling/roofline_share", 6, "percent", 4),
 )
 LEGEND = (
     "accur: correct completions; length: tokens; cut: reached the length limit; flat: groups whose rewards "
     "are all equal (no signal); gap: largest difference between the sampler's and the trainer's "
-    "log-probabilities; step s to update: seconds"
+    "log-probabilities; step s to update: seconds; judge: waited for it after sampling; hidden: share of judging "
+    "that cost no time; slots: share of slots x steps that gave a token; roof: share of what the memory could give"
 )
 
 

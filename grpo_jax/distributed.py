@@ -7,6 +7,7 @@ unchanged, and without communication, when there is one process.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -52,13 +53,19 @@ def is_first() -> bool:
 
 
 def gather(local: np.ndarray) -> np.ndarray:
-    """All processes' arrays of one shape, joined along axis 0 in process order; equal everywhere."""
+    """All processes' arrays, joined along axis 0 in process order; equal everywhere.
+
+    Their lengths along axis 0 may differ, their other sizes not.
+    """
     if jax.process_count() == 1:
         return local
     from jax.experimental import multihost_utils
 
-    gathered = np.asarray(multihost_utils.process_allgather(local))
-    return gathered.reshape(-1, *local.shape[1:])
+    lengths = np.asarray(multihost_utils.process_allgather(np.array(len(local))))
+    padded = np.zeros((lengths.max(), *local.shape[1:]), local.dtype)
+    padded[: len(local)] = local
+    gathered = np.asarray(multihost_utils.process_allgather(padded))
+    return np.concatenate([part[:length] for part, length in zip(gathered, lengths, strict=True)])
 
 
 def own_share(whole: np.ndarray) -> np.ndarray:
@@ -67,9 +74,13 @@ def own_share(whole: np.ndarray) -> np.ndarray:
     return whole[jax.process_index() * share : (jax.process_index() + 1) * share]
 
 
-def largest(number: int) -> int:
-    """The largest of all processes' numbers."""
-    return int(gather(np.array([number], np.int64)).max())
+def largest(numbers: Sequence[int]) -> list[int]:
+    """For each position, the largest of all processes' numbers."""
+    if jax.process_count() == 1:
+        return [int(number) for number in numbers]
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(np.array(numbers, np.int64))).max(axis=0).tolist()
 
 
 def wait_for_all(name: str) -> None:

@@ -32,7 +32,6 @@ class EvaluationParams:
     eval_steps: int  # every so many steps, and at the start and the end; 0: only those two
     num_generations: int  # samples a problem; 1 with temperature 0 is greedy
     temperature: float  # 0: the likeliest token always
-    batch_prompts: int  # problems sampled at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +53,9 @@ def evaluate(
     """Samples and judges every problem once (G completions each).
 
     Args:
-        collector: its sampler's shape gives the batch and G.
+        collector: says how, and how many completions a problem.
         problems: all processes' problems, the same list everywhere.
-        on_progress: called with problems done and problems in all.
+        on_progress: called with completions sampled and completions in all, of this process.
 
     Raises: ValueError without problems.
     """
@@ -64,18 +63,10 @@ def evaluate(
         raise ValueError("There is no problem to evaluate on; check config.evaluation.dataset and split.")
     count, process = jax.process_count(), jax.process_index()
     mine = list(problems)[process::count]
-    size = collector.engine.num_rows // count
-    records: list[dict[str, Any]] = []
-    # every process makes the same number of calls, for they are one program; the last may be empty
-    for start in range(0, -(-len(problems) // count), size):
-        batch = mine[start : start + size]
-        rollout = collector.collect(sampling_params, batch, step_key=key)
-        records += _records(rollout, collector)
-        if on_progress:
-            on_progress(min((start + size) * count, len(problems)), len(problems))
-    table = _padded([_numbers(record) for record in records], -(-len(problems) // count))
-    gathered = distributed.gather(table)
-    return Evaluation(summary(gathered[~np.isnan(gathered[:, 0])]), records)
+    rollout = collector.collect(sampling_params, mine, step_key=key, on_progress=on_progress)
+    records = _records(rollout, collector)
+    table = np.array([_numbers(record) for record in records], float).reshape(len(records), 5)
+    return Evaluation(summary(distributed.gather(table)), records)
 
 
 def summary(table_X: np.ndarray) -> dict[str, float]:
@@ -141,9 +132,3 @@ def _numbers(record: dict[str, Any]) -> list[float]:
         sum(sample["num_tokens"] for sample in samples),
         sum(not sample["ended"] for sample in samples),
     ]
-
-
-def _padded(rows: list[list[float]], length: int) -> np.ndarray:
-    table = np.full((length, 5), np.nan)
-    table[: len(rows)] = np.array(rows, float).reshape(-1, 5)
-    return table

@@ -64,6 +64,16 @@ def num_row_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def num_head_shards(mesh: Mesh, num_kv_heads: int) -> int:
+    """Into how many parts key/value heads are cut: as `tensor` says, or not at all where it does not divide."""
+    return mesh.shape["tensor"] if num_kv_heads % mesh.shape["tensor"] == 0 else 1
+
+
+def cache_rows(mesh: Mesh, num_kv_heads: int) -> NamedSharding:
+    """For arrays `[rows, key/value heads, ...]`: rows cut over the row axes, heads over `tensor`."""
+    return NamedSharding(mesh, P(ROWS, "tensor" if num_head_shards(mesh, num_kv_heads) > 1 else None))
+
+
 def parameter_shardings(mesh: Mesh, shapes: Any) -> Any:
     """The tree of `NamedSharding`s for stacked parameters, or any tree that repeats their paths.
 

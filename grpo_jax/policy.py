@@ -8,18 +8,24 @@ and in the end a folder of the same kind again.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from grpo_jax import mesh as mesh_lib
 from grpo_jax import text
-from grpo_jax.models import decoder, hf_weights, registry
-from grpo_jax.sampling import decode
-from grpo_jax.sampling.engine import Engine, EngineShape
-from grpo_jax.sampling.token_choice import SamplingParams
+from grpo_jax.models import decode_attention, decoder, hf_weights, registry
+from grpo_jax.sampling import decode, plan
+from grpo_jax.sampling.engine import Engine
+from grpo_jax.sampling.token_choice import NO_FILTERS, TokenFilters
+from grpo_jax.sampling.weights import SamplingWeights
+from grpo_jax.stop_strings import StopStrings
+
+DecodeText = Callable[[Sequence[np.ndarray]], list[str]]
 
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"]
@@ -89,17 +95,50 @@ def load_weights(policy: Policy, *, mesh: jax.sharding.Mesh) -> Any:
 
 
 def make_engine(
-    policy: Policy, *, mesh: jax.sharding.Mesh, shape: EngineShape, sampling: SamplingParams, window: int
+    policy: Policy,
+    *,
+    mesh: jax.sharding.Mesh,
+    shape: plan.EngineShape,
+    weights: SamplingWeights,
+    filters: TokenFilters = NO_FILTERS,
+    attention: str = "auto",
+    stop_strings: Sequence[str] = (),
 ) -> Engine:
-    """A sampler of the given shape for this model."""
+    """A sampler for this model; its sizes follow from the shape and from the memory that is free now.
+
+    Args:
+        weights: makes the copy that it will read.
+        attention: key of `decode_attention.ATTENTIONS`, or "auto".
+        stop_strings: the first of these texts ends a completion.
+    """
+    platform = mesh.devices.flat[0].platform
+    name = decode_attention.default_attention(platform) if attention == "auto" else attention
+    decode_attention.check(name, platform)
     settings = decode.DecodeSettings(
-        sampling=sampling,
         end_ids=policy.end_ids,
         num_valid_ids=policy.num_valid_ids,
-        window=window,
         dtype=policy.dtype,
+        filters=filters,
+        attention=name,
     )
-    return Engine(policy.model, mesh=mesh, shape=shape, settings=settings)
+    sizes = plan.make(policy.model.spec, mesh, shape, weight_bytes=weights.num_bytes, dtype=policy.dtype)
+    find_stop = StopStrings(policy.tokenizer, tuple(stop_strings)).num_tokens if stop_strings else None
+    return Engine(policy.model, mesh=mesh, plan=sizes, settings=settings, find_stop=find_stop)
+
+
+def judged_text(policy: Policy, *, stop_strings: Sequence[str] = (), keep: bool = True) -> DecodeText:
+    """A function from completions' ids to the texts that the judge sees.
+
+    Args:
+        keep: whether a stop string, and what follows it in its last token, stays in the text.
+    """
+    stops = StopStrings(policy.tokenizer, tuple(stop_strings)) if stop_strings and not keep else None
+
+    def decode_text(completions: Sequence[np.ndarray]) -> list[str]:
+        texts = text.decode_completions(policy.tokenizer, completions)
+        return [stops.cut(completion) for completion in texts] if stops else texts
+
+    return decode_text
 
 
 def export(policy: Policy, params: Any, folder: str | Path, *, dtype: str, shard_gb: float) -> Path:

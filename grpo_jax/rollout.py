@@ -8,7 +8,7 @@ are gathered over all processes, so that every process sees the same numbers.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -27,21 +27,43 @@ class Collector:
     """Samples and judges one batch of problems at a time.
 
     Args:
-        engine: the sampler, with its shapes.
+        engine: the sampler.
         judge: the pool of judging processes.
-        decode_text: token id arrays -> texts without special tokens.
+        decode_text: token id arrays -> texts as the judge shall see them.
+        num_generations: completions a problem, G.
+        temperature: of sampling; 0: the likeliest token always.
     """
 
-    def __init__(self, engine: Engine, *, judge: Judge, decode_text: DecodeText):
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        judge: Judge,
+        decode_text: DecodeText,
+        num_generations: int,
+        temperature: float,
+    ):
         self.engine, self.judge, self.decode_text = engine, judge, decode_text
+        self.num_generations, self.temperature = num_generations, temperature
 
-    def collect(self, sampling_params: Any, problems: Sequence[Problem], *, step_key: jax.Array) -> Rollout:
+    def collect(
+        self,
+        sampling_params: Any,
+        problems: Sequence[Problem],
+        *,
+        step_key: jax.Array,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Rollout:
         """Samples G completions a problem and judges them.
+
+        Args:
+            on_progress: called with completions sampled and completions in all.
 
         Returns: the rollout; its metrics carry the names that the console and the logs use.
         """
         started = time.perf_counter()
         texts: dict[tuple[int, int], str] = {}
+        total = len(problems) * self.num_generations
 
         def hand_over(p: int, g: int, completion: Completion) -> None:
             (texts[p, g],) = self.decode_text([completion.ids])
@@ -52,23 +74,35 @@ class Collector:
                     texts[p, g], problem.question, problem.answer, completion.num_tokens, completion.ended
                 ),
             )
+            if on_progress:
+                on_progress(len(texts), total)
 
-        completions = self.engine.generate(
-            sampling_params, problems, step_key=step_key, on_finished=hand_over
+        sampled = self.engine.generate(
+            sampling_params,
+            problems,
+            num_generations=self.num_generations,
+            temperature=self.temperature,
+            step_key=step_key,
+            on_finished=hand_over,
         )
-        sampled = time.perf_counter()
+        sampled_at = time.perf_counter()
         judged = self.judge.collect()
-        waited = time.perf_counter()
-        num_generations = self.engine.shape.num_generations
-        judgements = [[judged[p, g] for g in range(num_generations)] for p in range(len(problems))]
-        table_PGX = distributed.gather(_table(completions, judgements))
-        metrics = statistics(table_PGX, self.judge.specs)
-        metrics["time/sample"], metrics["time/judge"] = sampled - started, waited - sampled
-        metrics["tokens_per_second"] = metrics["completions/num_tokens"] / (sampled - started)
+        waited = time.perf_counter() - sampled_at
+        generations = range(self.num_generations)
+        judgements = [[judged[p, g] for g in generations] for p in range(len(problems))]
+        table_PGX = distributed.gather(
+            _table(sampled.completions, judgements).reshape(
+                len(problems), self.num_generations, len(self.judge.specs) + 3
+            )
+        )
+        metrics = statistics(table_PGX, self.judge.specs) | sampled.counters.metrics()
+        metrics |= {"time/sample": sampled_at - started, "time/judge": waited}
+        metrics["tokens_per_second"] = metrics["completions/num_tokens"] / metrics["time/sample"]
+        metrics["judge/hidden"] = hidden_share(judged.values(), waited, num_workers=self.judge.num_workers)
         return Rollout(
             problems=list(problems),
-            completions=completions,
-            texts=[[texts[p, g] for g in range(num_generations)] for p in range(len(problems))],
+            completions=sampled.completions,
+            texts=[[texts[p, g] for g in generations] for p in range(len(problems))],
             judgements=judgements,
             rewards_PG=_weighted(table_PGX, self.judge.specs),
             metrics=metrics,
@@ -98,6 +132,15 @@ def statistics(table_PGX: np.ndarray, specs: Sequence[RewardSpec]) -> dict[str, 
     return metrics | {
         f"outcome/{outcome}": float((outcome_PG == i).mean()) for i, outcome in enumerate(OUTCOMES)
     }
+
+
+def hidden_share(judgements: Iterable[Judgement], waited: float, *, num_workers: int) -> float:
+    """How much of judging cost the step no time, 0 to 1.
+
+    All of it would have taken the workers' seconds, shared among them; `waited` seconds remained.
+    """
+    alone = sum(judgement.seconds for judgement in judgements) / num_workers
+    return max(1.0 - waited / alone, 0.0) if alone else 1.0
 
 
 def shuffled(rewards_PG: np.ndarray, *, seed: int, step: int) -> np.ndarray:

@@ -15,15 +15,15 @@ from typing import Any
 
 import jax
 
-from grpo_jax import checkpoints, data, distributed, metrics, policy, settings, text
+from grpo_jax import checkpoints, data, distributed, metrics, policy, settings
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import batches, train_state
 from grpo_jax.learning.update import ComputeParams, Learner, LossParams
 from grpo_jax.rewards import registry
 from grpo_jax.rewards.pool import Judge
 from grpo_jax.rollout import Collector
-from grpo_jax.sampling.engine import EngineShape, SamplingWeights
-from grpo_jax.sampling.token_choice import SamplingParams
+from grpo_jax.sampling.plan import EngineShape
+from grpo_jax.sampling.weights import SamplingWeights
 from grpo_jax.settings import Settings
 from grpo_jax.structs import Problem
 
@@ -91,8 +91,12 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     train_problems, held_out = load_problems(s, opened, teller)
     longest = max(len(problem.prompt_ids) for problem in (*train_problems, *held_out))
     prompt_columns = min(-(-longest // 16) * 16, s.data.max_prompt_length)
-    collector, evaluator = make_collectors(s, mesh, opened, judge, prompt_columns)
+    weights = SamplingWeights(
+        opened.model, mesh=mesh, shapes=opened.shapes, dtype=opened.dtype, form=s.rollout.sampling_weights
+    )
     state, ref_params, learner = make_learning(s, mesh, opened, teller)
+    collector, evaluator = make_collectors(s, mesh, opened, weights, judge, prompt_columns)
+    teller.tell_message(collector.engine.plan.describe())
     run = Run(
         settings=s,
         folder=folder,
@@ -108,7 +112,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
             process_count=jax.process_count(),
         ),
         held_out=held_out,
-        weights=SamplingWeights(opened.model, mesh=mesh, shapes=opened.shapes, dtype=opened.dtype),
+        weights=weights,
         collector=collector,
         evaluator=evaluator,
         packing=packing(s, mesh, prompt_columns),
@@ -214,25 +218,51 @@ def load_problems(s: Settings, opened: policy.Policy, teller: Teller) -> tuple[l
 
 
 def make_collectors(
-    s: Settings, mesh: jax.sharding.Mesh, opened: policy.Policy, judge: Judge, prompt_columns: int
+    s: Settings,
+    mesh: jax.sharding.Mesh,
+    opened: policy.Policy,
+    weights: SamplingWeights,
+    judge: Judge,
+    prompt_columns: int,
 ) -> tuple[Collector, Collector]:
-    """The sampler of training and that of evaluation, sharing one judge."""
+    """One of training and one of evaluation; they share the sampler, its programs and the judge.
 
-    def collector(num_prompts: int, num_generations: int, sampling: SamplingParams) -> Collector:
-        shape = EngineShape(num_prompts, num_generations, prompt_columns, s.rollout.max_completion_length)
-        engine = policy.make_engine(
-            opened, mesh=mesh, shape=shape, sampling=sampling, window=s.rollout.window
-        )
+    Call it when all that stays on the device is there: the sampler takes what memory is left.
+    """
+    rollout, looking = s.rollout, s.evaluation
+    shape = EngineShape(
+        num_rows=s.rows,
+        num_generations=rollout.num_generations,
+        max_prompt_length=prompt_columns,
+        max_completion_length=rollout.max_completion_length,
+        num_slots=rollout.num_slots,
+        window=rollout.window,
+    )
+    engine = policy.make_engine(
+        opened,
+        mesh=mesh,
+        shape=shape,
+        weights=weights,
+        filters=rollout.filters,
+        attention=rollout.attention,
+        stop_strings=rollout.stop_strings,
+    )
+    decode_text = policy.judged_text(
+        opened, stop_strings=rollout.stop_strings, keep=rollout.keep_stop_strings
+    )
+
+    def collector(num_generations: int, temperature: float) -> Collector:
         return Collector(
-            engine, judge=judge, decode_text=lambda ids: text.decode_completions(opened.tokenizer, ids)
+            engine,
+            judge=judge,
+            decode_text=decode_text,
+            num_generations=num_generations,
+            temperature=temperature,
         )
 
-    looking = s.evaluation
     return (
-        collector(s.rollout.num_prompts, s.rollout.num_generations, s.rollout.sampling),
-        collector(
-            looking.batch_prompts, looking.num_generations, SamplingParams(temperature=looking.temperature)
-        ),
+        collector(rollout.num_generations, rollout.temperature),
+        collector(looking.num_generations, looking.temperature),
     )
 
 

@@ -21,7 +21,8 @@ from grpo_jax.metrics import TellingParams
 from grpo_jax.models.hf_weights import EXPORT_DTYPES
 from grpo_jax.models.spec import ModelSpec
 from grpo_jax.policy import ModelParams
-from grpo_jax.sampling.token_choice import SamplingParams
+from grpo_jax.sampling import token_choice
+from grpo_jax.sampling.token_choice import TokenFilters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +46,24 @@ class RolloutParams:
     top_k: int
     top_p: float
     min_p: float
-    window: int  # decode steps between two looks of the host
+    min_completion_length: int  # tokens; no end token before so many
+    banned_ids: tuple[int, ...]  # never sampled
+    stop_strings: tuple[str, ...]  # the first of these texts ends a completion
+    keep_stop_strings: bool  # in the text that is judged
+    num_slots: int  # completions decoded at once, over all devices; 0: as many as fit and help
+    window: int  # decode steps between two looks of the host; 0: by the length of completions
+    attention: str  # key of `decode_attention.ATTENTIONS`, or "auto"
+    sampling_weights: str  # key of `weights.FORMATS`
 
     @property
-    def sampling(self) -> SamplingParams:
-        return SamplingParams(self.temperature, self.top_k, self.top_p, self.min_p)
+    def filters(self) -> TokenFilters:
+        return TokenFilters(
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            min_completion_length=self.min_completion_length,
+            banned_ids=tuple(self.banned_ids),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +206,8 @@ def _check_ranges(settings: Settings) -> None:
         "rollout.num_prompts": (settings.rollout.num_prompts, 1),
         "rollout.num_generations": (settings.rollout.num_generations, 2),
         "rollout.max_completion_length": (settings.rollout.max_completion_length, 1),
-        "rollout.window": (settings.rollout.window, 1),
+        "rollout.num_slots": (settings.rollout.num_slots, 0),
+        "rollout.window": (settings.rollout.window, 0),
         "grpo.epsilon": (settings.grpo.epsilon, 0),
         "grpo.epsilon_high": (settings.grpo.epsilon_high, 0),
         "grpo.beta": (settings.grpo.beta, 0),
@@ -207,13 +222,14 @@ def _check_ranges(settings: Settings) -> None:
         "checkpoint.save_total_limit": (settings.checkpoint.save_total_limit, 1),
         "evaluation.eval_steps": (settings.evaluation.eval_steps, 0),
         "evaluation.num_generations": (settings.evaluation.num_generations, 1),
-        "evaluation.batch_prompts": (settings.evaluation.batch_prompts, 1),
         "evaluation.temperature": (settings.evaluation.temperature, 0),
     }
     for name, (value, least) in at_least.items():
         if not value >= least:
             raise ValueError(f"config.{name} must be at least {least}; got {value}.")
-    if settings.rollout.sampling.temperature == 0:  # building it checks what it consists of
+    token_choice.check_temperature(settings.rollout.temperature)
+    settings.rollout.filters  # noqa: B018 - building it checks what it consists of
+    if settings.rollout.temperature == 0:
         raise ValueError(
             "config.rollout.temperature is 0: all completions of a group would be equal and teach nothing. Set 1.0."
         )

@@ -92,7 +92,7 @@ def learn(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> dict[str, fl
     started = time.perf_counter()
     longest = max(completion.num_tokens for group in rollout.completions for completion in group)
     num_columns = batches.completion_columns(
-        distributed.largest(longest), max_completion_length=run.packing.max_completion_length
+        distributed.largest([longest])[0], max_completion_length=run.packing.max_completion_length
     )
     minibatches = batches.pack(
         rollout, distributed.own_share(advantages_PG), num_columns=num_columns, params=run.packing

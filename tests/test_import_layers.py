@@ -31,6 +31,7 @@ FLOORS: dict[int, set[str]] = {
         "charts",
         "trackers",
         "sources",
+        "stop_strings",
         "text",
         "tiny_tokenizer",
     },
@@ -50,6 +51,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "checkpoints": set(),
     "compilations": set(),
     "command_line": set(),
+    "stop_strings": set(),
     "text": set(),
     "rewards": {"structs"},
     "metrics": {"console", "trackers"},
@@ -58,7 +60,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "trackers": set(),
     "data": {"structs", "sources", "text"},
     # acting, judging and learning are strangers: they meet in rollout and train, through structs
-    "sampling": {"structs", "mesh", "models"},
+    "sampling": {"structs", "mesh", "models", "distributed"},
     "learning": {"structs", "mesh", "models", "distributed"},
 }
 
@@ -80,7 +82,8 @@ DOORS: dict[str, set[str]] = {  # outside library -> exactly the rooms that impo
     "tensorboardX": {"trackers"},
     "tokenizers": {"tiny_tokenizer"},
     "trackio": {"trackers"},
-    "transformers": {"text"},
+    "torch": {"tools"},  # not needed: the peer that the benchmark may be asked to run beside us
+    "transformers": {"text", "tools"},
     "wandb": {"trackers"},
 }
 EVERYWHERE = {"jax", "numpy"}
@@ -95,6 +98,7 @@ SLOW = {  # imported inside functions only: a mistake in a config is told before
     "sympy",
     "tensorboardX",
     "tokenizers",
+    "torch",
     "trackio",
     "transformers",
     "wandb",

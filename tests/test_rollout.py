@@ -9,11 +9,10 @@ import pytest
 
 from grpo_jax.rewards import registry
 from grpo_jax.rewards.pool import Judge
-from grpo_jax.rollout import Collector, shuffled, statistics
-from grpo_jax.sampling import decode
-from grpo_jax.sampling.engine import Engine, EngineShape, SamplingWeights
-from grpo_jax.sampling.token_choice import SamplingParams
-from grpo_jax.structs import OUTCOMES, Problem
+from grpo_jax.rollout import Collector, hidden_share, shuffled, statistics
+from grpo_jax.sampling.weights import SamplingWeights
+from grpo_jax.structs import OUTCOMES, Judgement, Problem
+from tests.sampling.small_samplers import make_engine
 
 OWN_REWARD = '''
 def first_token(attempt):
@@ -24,14 +23,17 @@ def first_token(attempt):
 
 def test_every_reward_belongs_to_its_own_completion(tiny_model, tiny_params, mesh, tmp_path, rng):
     (tmp_path / "own.py").write_text(OWN_REWARD)
-    settings = decode.DecodeSettings(SamplingParams(), (3, 7), 90, 4, jnp.float32)
-    engine = Engine(tiny_model, mesh=mesh, shape=EngineShape(5, 4, 12, 16), settings=settings)
+    engine = make_engine(tiny_model, mesh, slots=8, generations=4, completion=16)
     problems = [Problem(i, str(i), "", "", tuple(rng.integers(8, 90, 3 + i).tolist())) for i in range(5)]
     weights = SamplingWeights(tiny_model, mesh=mesh, shapes=tiny_params, dtype=jnp.float32)(tiny_params)
     specs = registry.resolve(f"{tmp_path / 'own.py'}:first_token", "2.0")
     with Judge(specs, num_workers=2) as judge:
         collector = Collector(
-            engine, judge=judge, decode_text=lambda arrays: [" ".join(map(str, ids)) for ids in arrays]
+            engine,
+            judge=judge,
+            decode_text=lambda arrays: [" ".join(map(str, ids)) for ids in arrays],
+            num_generations=4,
+            temperature=1.0,
         )
         rollout = collector.collect(weights, problems, step_key=jax.random.key(0))
     for p in range(5):
@@ -59,6 +61,13 @@ def test_statistics_by_hand():
     assert metrics["completions/clipped_ratio"] == 0.5
     assert metrics["completions/num_tokens"] == 90
     assert metrics["outcome/unparsable"] == 0.5
+
+
+def test_the_hidden_share_of_judging_by_hand():
+    judgements = [Judgement((1.0,), "scored", seconds=0.5)] * 8  # 4 s of work, 2 s for two workers
+    assert hidden_share(judgements, 0.5, num_workers=2) == 0.75
+    assert hidden_share(judgements, 3.0, num_workers=2) == 0.0  # waited longer than judging alone takes
+    assert hidden_share([], 0.0, num_workers=2) == 1.0
 
 
 def test_shuffling_deals_the_same_rewards_to_other_rows_and_follows_seed_and_step():

@@ -61,7 +61,8 @@ def test_the_base_passes_on_one_two_and_eight_devices():
         ("rollout.num_prompts", 0, 1),
         ("rollout.num_generations", 1, 2),
         ("rollout.max_completion_length", 0, 1),
-        ("rollout.window", 0, 1),
+        ("rollout.num_slots", -1, 0),
+        ("rollout.window", -1, 0),
         ("grpo.epsilon", -0.1, 0),
         ("grpo.epsilon_high", -0.1, 0),
         ("grpo.beta", -0.1, 0),
@@ -76,7 +77,6 @@ def test_the_base_passes_on_one_two_and_eight_devices():
         ("checkpoint.save_total_limit", 0, 1),
         ("evaluation.eval_steps", -1, 0),
         ("evaluation.num_generations", 0, 1),
-        ("evaluation.batch_prompts", 0, 1),
         ("evaluation.temperature", -1.0, 0),
     ],
 )

@@ -19,7 +19,6 @@ SHORT = (
     "--config.max_steps=4",
     "--config.checkpoint.save_steps=2",
     "--config.evaluation.max_problems=64",
-    "--config.evaluation.batch_prompts=64",
     "--config.evaluation.eval_steps=0",
     "--config.rollout.num_prompts=8",
     "--config.rollout.num_generations=4",

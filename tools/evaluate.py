@@ -15,14 +15,15 @@ from pathlib import Path
 
 import jax
 
-from grpo_jax import command_line, data, policy, text
+from grpo_jax import command_line, data, policy
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.evaluation import Evaluation, evaluate
 from grpo_jax.rewards import registry
 from grpo_jax.rewards.pool import Judge
 from grpo_jax.rollout import Collector
-from grpo_jax.sampling.engine import EngineShape, SamplingWeights
-from grpo_jax.sampling.token_choice import SamplingParams
+from grpo_jax.sampling.plan import EngineShape
+from grpo_jax.sampling.token_choice import TokenFilters
+from grpo_jax.sampling.weights import SamplingWeights
 from grpo_jax.structs import Problem
 
 
@@ -62,8 +63,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=1, help="completions a problem")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token always")
     parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--batch", type=int, default=64, help="problems sampled at once")
-    parser.add_argument("--window", type=int, default=64, help="decode steps between two looks of the host")
+    parser.add_argument("--slots", type=int, default=0, help="completions decoded at once; 0: what fits")
     parser.add_argument("--workers", type=int, default=0, help="judging processes; 0: one a core, at most 8")
     parser.add_argument("--dtype", default="auto", help="of the computation: auto, float32, bfloat16")
     parser.add_argument("--seed", type=int, default=0)
@@ -100,26 +100,40 @@ def run(
             f"The longest prompt has {longest} tokens, which leaves {room} positions for the completion; "
             f"got --max-completion-length {options.max_completion_length}."
         )
-    engine = policy.make_engine(
-        opened,
-        mesh=mesh,
-        shape=EngineShape(options.batch, options.samples, longest, options.max_completion_length),
-        sampling=SamplingParams(temperature=options.temperature, top_p=options.top_p),
-        window=options.window,
-    )
-    collector = Collector(
-        engine, judge=judge, decode_text=lambda ids: text.decode_completions(opened.tokenizer, ids)
-    )
     weights = SamplingWeights(opened.model, mesh=mesh, shapes=opened.shapes, dtype=opened.dtype)
     sampling_params = weights(policy.load_weights(opened, mesh=mesh))
+    shape = EngineShape(
+        num_rows=len(problems) * options.samples,
+        num_generations=options.samples,
+        max_prompt_length=longest,
+        max_completion_length=options.max_completion_length,
+        num_slots=options.slots,
+    )
+    engine = policy.make_engine(
+        opened, mesh=mesh, shape=shape, weights=weights, filters=TokenFilters(top_p=options.top_p)
+    )
+    print(engine.plan.describe(), flush=True)
+    collector = Collector(
+        engine,
+        judge=judge,
+        decode_text=policy.judged_text(opened),
+        num_generations=options.samples,
+        temperature=options.temperature,
+    )
     judge.self_test()
     return evaluate(
         collector,
         sampling_params,
         problems,
         key=jax.random.key(options.seed),
-        on_progress=lambda done, total: print(f"{done} of {total} problems", flush=True),
+        on_progress=tell_progress,
     )
+
+
+def tell_progress(done: int, total: int) -> None:
+    """A line at each tenth."""
+    if done * 10 // total > (done - 1) * 10 // total:
+        print(f"{done} of {total} completions", flush=True)
 
 
 def write(output: Path, result: Evaluation, options: argparse.Namespace) -> None:

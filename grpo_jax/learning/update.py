@@ -81,7 +81,7 @@ class Learner:
         """
         tokens = sum(float(part.batch.completion_mask_ABC.sum()) for part in minibatches)
         all_tokens = float(distributed.gather(np.array([tokens], np.float64)).sum())
-        counts = [jnp.int32(distributed.largest(part.num_active)) for part in minibatches]
+        counts = [jnp.int32(n) for n in distributed.largest([part.num_active for part in minibatches])]
         on_mesh = [mesh_lib.put_rows(self.mesh, part.batch, leading=1) for part in minibatches]
         if len(minibatches) * num_iterations > 1:
             on_mesh = [b._replace(old_logprobs_ABC=self.score(state.params, b)) for b in on_mesh]

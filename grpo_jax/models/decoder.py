@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from grpo_jax.models import layers
+from grpo_jax.models import layers, quantised
 from grpo_jax.models.spec import ModelSpec
 
 Params = Any
@@ -52,7 +52,7 @@ class Model:
 
     def embed(self, params: Params, tokens_BT: jax.Array, *, dtype: Any) -> jax.Array:
         """Embeddings `[B, T, D]` in `dtype`."""
-        return jnp.take(params["embedding"], tokens_BT, axis=0).astype(dtype)
+        return quantised.rows(params["embedding"], tokens_BT, dtype=dtype)
 
     def hidden_states(
         self,
@@ -110,6 +110,11 @@ class Model:
         """The output matrix `[V, D]`; the embedding itself where the two are tied."""
         return params["embedding"] if self.spec.tie_word_embeddings else params["head"]
 
+    def logits(self, params: Params, hidden_BD: jax.Array) -> jax.Array:
+        """float32 `[B, V]`, summed in float32."""
+        head_VD = self.head(params).astype(hidden_BD.dtype)
+        return jnp.einsum("BD,VD->BV", hidden_BD, head_VD, preferred_element_type=jnp.float32)
+
 
 def build(spec: ModelSpec) -> tuple[Model, Params]:
     """Returns the static model and its parameters as shapes (`jax.ShapeDtypeStruct`, float32)."""
@@ -125,18 +130,24 @@ def initialise(spec: ModelSpec, *, seed: int, shardings: Params | None = None) -
     return jax.jit(make, out_shardings=shardings)()
 
 
-def unstack(params: Params, *, num_layers: int, dtype: Any) -> Params:
+def unstack(params: Params, *, num_layers: int, dtype: Any, int8: bool = False) -> Params:
     """The sampling layout: weights in `dtype`, layers as a tuple of L trees. Call it under jit.
 
-    Norm scales keep float32: the training layout multiplies by them in float32 too.
+    Norm scales keep float32: the training layout multiplies by them in float32 too. With `int8` the
+    matrices become `quantised.Int8`.
     """
 
-    def cast_leaf(path: tuple, leaf: jax.Array) -> jax.Array:
-        return leaf if path[-1].key == "scale" else leaf.astype(dtype)
+    def convert(path: tuple, leaf: jax.Array) -> Any:
+        name = path[-1].key
+        if int8 and name in quantised.INPUT_AXES:
+            return quantised.quantise(leaf, name)
+        return leaf if name == "scale" else leaf.astype(dtype)
 
-    cast = jax.tree_util.tree_map_with_path(cast_leaf, params)
-    per_layer = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], cast["layers"]) for i in range(num_layers))
-    return {**cast, "layers": per_layer}
+    def layer(index: int) -> Params:
+        return jax.tree.map(lambda leaf: leaf[index], params["layers"])
+
+    apart = {**params, "layers": tuple(layer(index) for index in range(num_layers))}
+    return jax.tree_util.tree_map_with_path(convert, apart)
 
 
 def positions(valid_BT: jax.Array) -> jax.Array:

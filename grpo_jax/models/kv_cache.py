@@ -1,19 +1,20 @@
 """Keys and values of what was already read, and attention over them.
 
 A cache is one pair of arrays a layer (a stacked one would be copied on every layer of every step): keys
-`[B, K, H, S]`, which is the layout the score matmul wants, and values `[B, K, S, H]`. During a window of
-decode steps it is only read; the window's own keys and values gather in a small buffer of the same layout,
-written at one column for all rows, and are appended to each row at the window's end.
+`[B, K, H, S]`, which is the layout the score matmul wants, and values `[B, K, S, H]`. A row fills columns from
+the left, as many as it is long. The last W columns are the window: during W decode steps the keys and values
+of each step go to one column there, the same for all rows whatever their length, and at the window's end
+they are copied behind each row's own columns. A write to a column that differs by row would be a scatter.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from grpo_jax.models import layers
+from grpo_jax.models import decode_attention
 
 
 class Cache(NamedTuple):
@@ -27,18 +28,20 @@ class Cache(NamedTuple):
         return self.k[0].shape[-1]
 
 
-def from_rows(kept: list[tuple[jax.Array, jax.Array]], *, num_positions: int) -> Cache:
-    """Turns each layer's `[B, T, K, H]` keys and values into a cache of `num_positions` >= T columns."""
-    grow = num_positions - kept[0][0].shape[1]
-    k = tuple(jnp.pad(k.transpose(0, 2, 3, 1), ((0, 0), (0, 0), (0, 0), (0, grow))) for k, _ in kept)
-    v = tuple(jnp.pad(v.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, grow), (0, 0))) for _, v in kept)
+def empty(
+    num_layers: int, rows_heads_width: tuple[int, int, int], *, num_positions: int, dtype: Any
+) -> Cache:
+    """A cache of zeros for B rows, K heads of width H."""
+    rows, heads, width = rows_heads_width
+    k = tuple(jnp.zeros((rows, heads, width, num_positions), dtype) for _ in range(num_layers))
+    v = tuple(jnp.zeros((rows, heads, num_positions, width), dtype) for _ in range(num_layers))
     return Cache(k, v)
 
 
-def window_like(cache: Cache, num_steps: int) -> Cache:
-    """An empty buffer of `num_steps` columns for the same rows."""
-    k = tuple(jnp.zeros((*x.shape[:3], num_steps), x.dtype) for x in cache.k)
-    v = tuple(jnp.zeros((*x.shape[:2], num_steps, x.shape[3]), x.dtype) for x in cache.v)
+def from_rows(kept: list[tuple[jax.Array, jax.Array]]) -> Cache:
+    """Turns each layer's `[B, T, K, H]` keys and values into a cache of T columns."""
+    k = tuple(k.transpose(0, 2, 3, 1) for k, _ in kept)
+    v = tuple(v.transpose(0, 2, 1, 3) for _, v in kept)
     return Cache(k, v)
 
 
@@ -49,61 +52,59 @@ def write_column(cache: Cache, layer: int, k_BKH: jax.Array, v_BKH: jax.Array, c
     return Cache(_replaced(cache.k, layer, k), _replaced(cache.v, layer, v))
 
 
-def append_window(cache: Cache, window: Cache, length_B: jax.Array) -> Cache:
-    """Writes each row's window behind its first `length_B` columns; S must hold length + window."""
+def append_window(cache: Cache, length_B: jax.Array, *, num_steps: int) -> Cache:
+    """Copies the window, the last `num_steps` columns, behind each row's first `length_B` columns.
+
+    A row for which there is no room is spoilt: its window lands further left.
+    """
     write_k = jax.vmap(lambda whole, new, start: jax.lax.dynamic_update_slice(whole, new, (0, 0, start)))
     write_v = jax.vmap(lambda whole, new, start: jax.lax.dynamic_update_slice(whole, new, (0, start, 0)))
-    k = tuple(write_k(whole, new, length_B) for whole, new in zip(cache.k, window.k, strict=True))
-    v = tuple(write_v(whole, new, length_B) for whole, new in zip(cache.v, window.v, strict=True))
+    k = tuple(write_k(x, x[..., -num_steps:], length_B) for x in cache.k)
+    v = tuple(write_v(x, x[:, :, -num_steps:], length_B) for x in cache.v)
     return Cache(k, v)
 
 
-def grow(cache: Cache, num_positions: int) -> Cache:
-    """The same cache with empty columns added up to `num_positions`."""
-    more = num_positions - cache.num_positions
-    k = tuple(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more))) for x in cache.k)
-    v = tuple(jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))) for x in cache.v)
-    return Cache(k, v)
-
-
-def repeat_rows(cache: Cache, times: int) -> Cache:
-    """Row p becomes rows p * times ... p * times + times - 1: a prompt's cache for its whole group."""
-    return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), cache)
+def grow(x: jax.Array, *, num_positions: int, axis: int) -> jax.Array:
+    """One array of a cache with empty columns added up to `num_positions`."""
+    more = [(0, 0)] * x.ndim
+    more[axis] = (0, num_positions - x.shape[axis])
+    return jnp.pad(x, more)
 
 
 def attend(
     q_BKMH: jax.Array,
     cache: Cache,
-    window: Cache,
     layer: int,
     *,
     length_B: jax.Array,
-    column: jax.Array,
+    step: jax.Array,
+    num_steps: int,
+    attention: str = "xla",
+    mesh: jax.sharding.Mesh | None = None,
 ) -> jax.Array:
-    """One query a row over its cached columns and the window's columns up to `column`.
+    """One query a row over its filled columns and over the window's up to the present step.
 
     The M queries of a key/value head share one read of its keys and values. Scores and softmax are
     float32. Returns `[B, K, M, H]`.
+
+    Args:
+        step: which of the window's `num_steps` columns was written last.
+        attention: how the filled columns are read, a key of `decode_attention.ATTENTIONS`.
+        mesh: what rows and heads are cut over; needed by kernels where it has more than one device.
     """
-    in_cache_BS = jnp.arange(cache.num_positions)[None] < length_B[:, None]
-    in_window_W = jnp.arange(window.num_positions) <= column
-    scores = [
-        _scores(q_BKMH, cache.k[layer], in_cache_BS[:, None, None]),
-        _scores(q_BKMH, window.k[layer], in_window_W[None, None, None]),
-    ]
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q_BKMH.dtype)
-    of_cache, of_window = jnp.split(weights, [cache.num_positions], axis=-1)
-    mixed = _mix(of_cache, cache.v[layer]) + _mix(of_window, window.v[layer])
-    return mixed.astype(q_BKMH.dtype)
-
-
-def _scores(q_BKMH: jax.Array, k_BKHS: jax.Array, readable: jax.Array) -> jax.Array:
-    scores = jnp.einsum("BKMH,BKHS->BKMS", q_BKMH, k_BKHS, preferred_element_type=jnp.float32)
-    return jnp.where(readable, scores * (q_BKMH.shape[-1] ** -0.5), layers.MASKED)
-
-
-def _mix(weights_BKMS: jax.Array, v_BKSH: jax.Array) -> jax.Array:
-    return jnp.einsum("BKMS,BKSH->BKMH", weights_BKMS, v_BKSH, preferred_element_type=jnp.float32)
+    k_BKHS, v_BKSH = cache.k[layer], cache.v[layer]
+    in_window_W = jnp.arange(num_steps) <= step
+    if attention == "xla":
+        column_S = jnp.arange(cache.num_positions)
+        since_S = column_S - (cache.num_positions - num_steps)  # the window's columns count from 0
+        readable_BS = (column_S[None] < length_B[:, None]) | ((since_S >= 0) & (since_S <= step))[None]
+        mixed_BKMH, _ = decode_attention.over_columns(q_BKMH, k_BKHS, v_BKSH, readable_BS)
+        return mixed_BKMH.astype(q_BKMH.dtype)
+    of_cache = decode_attention.over_cache(attention, q_BKMH, k_BKHS, v_BKSH, length_B, mesh=mesh)
+    window = k_BKHS[..., -num_steps:], v_BKSH[:, :, -num_steps:]
+    of_window = decode_attention.over_columns(q_BKMH, *window, in_window_W[None])
+    mixed_BKMH, _ = decode_attention.join([of_cache, of_window])
+    return mixed_BKMH.astype(q_BKMH.dtype)
 
 
 def _replaced(items: tuple[jax.Array, ...], index: int, item: jax.Array) -> tuple[jax.Array, ...]:

@@ -73,7 +73,10 @@ class Attention(nnx.Module):
         return q_BTKMH, rotate(k_BTKH, cos_BTH[:, :, None], sin_BTH[:, :, None]), v_BTKH
 
     def merge_heads(self, mixed_BTKMH: jax.Array) -> jax.Array:
-        return jnp.einsum("BTKMH,KMHD->BTD", mixed_BTKMH, self.output[...].astype(mixed_BTKMH.dtype))
+        kernel_KMHD = self.output[...].astype(mixed_BTKMH.dtype)
+        heads_BTX = mixed_BTKMH.reshape(*mixed_BTKMH.shape[:2], -1)
+        # one matrix: as an einsum over three axes, XLA on a CPU lays the kernel out anew at every step
+        return jnp.einsum("BTX,XD->BTD", heads_BTX, kernel_KMHD.reshape(-1, kernel_KMHD.shape[-1]))
 
 
 class MLP(nnx.Module):

@@ -1,4 +1,7 @@
-"""Sizes of real models by name, as their `config.json` has them: for random weights of a real shape."""
+"""Sizes of models by name, as their `config.json` has them: for random weights of a real shape.
+
+Two are nobody's model: `bench-tiny` and `bench-small` are quick to measure on a CPU.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,14 @@ def _sized(base: dict, *, width: int, mlp: int, layers: int, heads: int, kv_head
 
 
 SHAPES: dict[str, dict] = {
+    "bench-tiny": {
+        **_sized(_QWEN2P5, width=128, mlp=384, layers=4, heads=4, kv_heads=2, tied=True),
+        "vocab_size": 512,
+    },
+    "bench-small": {
+        **_sized(_QWEN2P5, width=512, mlp=1536, layers=8, heads=8, kv_heads=2, tied=False),
+        "vocab_size": 32000,
+    },
     "qwen2.5-0.5b": _sized(_QWEN2P5, width=896, mlp=4864, layers=24, heads=14, kv_heads=2, tied=True),
     "qwen2.5-1.5b": _sized(_QWEN2P5, width=1536, mlp=8960, layers=28, heads=12, kv_heads=2, tied=True),
     "qwen2.5-3b": _sized(_QWEN2P5, width=2048, mlp=11008, layers=36, heads=16, kv_heads=2, tied=True),

@@ -1,75 +1,67 @@
 """The sampler: prompts in, finished completions out, each handed over as soon as its window ends.
 
-The host's part of sampling. Decoding runs in windows of a fixed number of steps (`decode.py`); between
-windows the host reads the window's tokens, hands finished completions to whoever waits for them and picks
-the next size of the cache, so that only its used part is read. Prompts of a call are padded to one shape
-and rows are cut over the mesh's row axes; a call with fewer prompts than the shape has rows that are done
-before they start. Enters: the sampling copy of the parameters, `Problem`s, a key. Leaves: `Completion`s.
+The host's part of sampling. Rows run in a fixed number of slots; decoding goes in windows of a fixed number
+of steps (`decode.py`). Between windows the host reads the window's tokens, hands finished completions to
+whoever waits for them, fills free slots with waiting rows (`schedule.py`) and picks the next shape of the
+cache (`plan.py`). A call may have any number of problems and of completions a problem. With several
+processes each feeds its own slots, and they agree on the next program between windows.
+Enters: the sampling copy of the parameters, `Problem`s, a key. Leaves: `Completion`s.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from functools import partial
+import time
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from grpo_jax import distributed
 from grpo_jax import mesh as mesh_lib
-from grpo_jax.models import decoder, kv_cache
 from grpo_jax.models.decoder import Model, Params
-from grpo_jax.sampling import decode
+from grpo_jax.sampling import decode, token_choice
+from grpo_jax.sampling.call import Call, FindStop, OnFinished
+from grpo_jax.sampling.counters import Counters
+from grpo_jax.sampling.plan import Plan
+from grpo_jax.sampling.programs import SamplerPrograms
+from grpo_jax.sampling.schedule import Prompt
 from grpo_jax.structs import Completion, Problem
-
-OnFinished = Callable[[int, int, Completion], None]
-"""`on_finished(p, g, completion)`: positions within this process's problems."""
 
 
 @dataclasses.dataclass(frozen=True)
-class EngineShape:
-    """The static sizes of a sampler."""
+class Sampled:
+    """What a call of the sampler gives back."""
 
-    num_prompts: int  # a call, over all processes
-    num_generations: int  # completions a prompt, G
-    max_prompt_length: int  # tokens; prompts are padded to it
-    max_completion_length: int  # tokens, the end token counted
+    completions: list[list[Completion]]  # [P_local][G]
+    counters: Counters
 
 
 class Engine:
-    """Samples completions for up to `shape.num_prompts` problems a call.
+    """Samples completions.
 
     Args:
         model: the static model.
-        mesh: rows are cut over its row axes.
-        shape: the sizes that its programs are compiled for.
+        mesh: slots are cut over its row axes, heads over `tensor`.
+        plan: the sizes that its programs are compiled for.
         settings: how tokens are chosen and where completions end.
+        find_stop: finds where a completion ends for another reason than its end tokens.
     """
 
     def __init__(
-        self, model: Model, *, mesh: jax.sharding.Mesh, shape: EngineShape, settings: decode.DecodeSettings
+        self,
+        model: Model,
+        *,
+        mesh: jax.sharding.Mesh,
+        plan: Plan,
+        settings: decode.DecodeSettings,
+        find_stop: FindStop | None = None,
     ):
-        self.mesh, self.shape, self.settings = mesh, shape, settings
-        self.num_rows = _round_up(shape.num_prompts, mesh_lib.num_row_shards(mesh))
-        rows = mesh_lib.rows(mesh)
-        self._prefill = jax.jit(
-            partial(decode.prefill, model, settings=settings),
-            static_argnames="num_positions",
-            out_shardings=rows,
-        )
-        self._start = jax.jit(
-            partial(decode.start, num_generations=shape.num_generations), out_shardings=rows
-        )
-        self._grow = jax.jit(
-            lambda state, size: state._replace(cache=kv_cache.grow(state.cache, size)),
-            static_argnums=1,
-            out_shardings=rows,
-        )
-        self._window = jax.jit(
-            partial(decode.decode_window, model, settings=settings),
-            donate_argnums=1,
-            out_shardings=(rows, decode.WindowOutput(rows, rows, rows, mesh_lib.replicated(mesh))),
+        self.mesh, self.plan, self.settings, self.find_stop = mesh, plan, settings, find_stop
+        self._programs = SamplerPrograms(
+            model, mesh=mesh, plan=plan, settings=settings, stops=find_stop is not None
         )
 
     def generate(
@@ -77,131 +69,108 @@ class Engine:
         params: Params,
         problems: Sequence[Problem],
         *,
+        num_generations: int,
+        temperature: float,
         step_key: jax.Array,
+        limits_PG: np.ndarray | None = None,
         on_finished: OnFinished | None = None,
-        max_completion_length: int | None = None,
-    ) -> list[list[Completion]]:
+    ) -> Sampled:
         """Samples G completions for each of this process's problems.
 
         Args:
-            params: the sampling layout (`SamplingWeights`).
-            problems: at most this process's share of `shape.num_prompts`.
+            params: the sampling layout (`weights.SamplingWeights`).
+            temperature: 0 takes the likeliest token always.
             step_key: a key that differs from step to step.
+            limits_PG: int, tokens at most, 1 to the plan's; None: the plan's. Compiles nothing.
             on_finished: called once a completion, in the order in which they end.
-            max_completion_length: a tighter limit than the shape's; compiles nothing.
-
-        Returns: `[P_local][G]` completions.
         """
-        limit = min(
-            max_completion_length or self.shape.max_completion_length, self.shape.max_completion_length
+        started = time.perf_counter()
+        token_choice.check_temperature(temperature)
+        call = Call(
+            problems,
+            num_generations,
+            limits_PG,
+            plan=self.plan,
+            end_ids=self.settings.end_ids,
+            on_finished=on_finished,
+            find_stop=self.find_stop,
         )
-        state = self._begin(params, problems, step_key, limit)
-        collected = _Collected(len(problems), self.shape.num_generations, self.settings.end_ids, on_finished)
-        for end in range(self.settings.window, limit + self.settings.window, self.settings.window):
-            state = self._fit_cache(state, end)
-            state, output = self._window(params, state)
-            collected.add(*(mesh_lib.local_rows(x) for x in output[:3]))
-            if bool(output.all_done):
+        self._programs.compile(params)
+        counters = self._new_counters()
+        begin = (np.float32(temperature), np.asarray(jax.random.key_data(step_key)))
+        state, store, rung = self._programs["empty"](), self._programs["store"](), 0
+        while True:
+            state, store = self._fill(params, state, store, call, rung, begin)
+            wanted = self._next_rung(call, rung)
+            if wanted is None:
                 break
-        return collected.completions()
+            state, rung = self._climb(state, call, rung, wanted)
+            state, output = self._programs["window", rung](params, state)
+            tokens_BW, logprobs_BW, done_B = (mesh_lib.local_rows(array) for array in output)
+            call.read(tokens_BW, logprobs_BW, done_B, counters)
+        self._programs.wait()
+        counters.seconds = time.perf_counter() - started
+        return Sampled(call.completions(), counters)
 
-    def cache_sizes(self) -> list[int]:
-        """The columns the cache may have: after the prompt, room for a quarter, half or all tokens."""
-        window = self.settings.window
-        rooms = {_round_up(-(-self.shape.max_completion_length // part), window) for part in (4, 2, 1)}
-        return sorted(self.shape.max_prompt_length + room for room in rooms)
-
-    def _begin(
-        self, params: Params, problems: Sequence[Problem], step_key: jax.Array, limit: int
-    ) -> decode.DecodeState:
-        local_rows = self.num_rows // jax.process_count()
-        if len(problems) > local_rows:
-            raise ValueError(
-                f"This sampler takes {local_rows} problems a call on this process; got {len(problems)}."
-            )
-        tokens_PT, length_P = _padded_prompts(problems, local_rows, self.shape.max_prompt_length)
-        problem_P = np.zeros(local_rows, np.int32)
-        problem_P[: len(problems)] = [problem.index for problem in problems]
-        limit_P = np.where(np.arange(local_rows) < len(problems), limit, 0).astype(np.int32)
-        last_token_P = tokens_PT[np.arange(local_rows), length_P - 1]
-        tokens, length, last, problem, limits = mesh_lib.put_rows(
-            self.mesh, (tokens_PT, length_P, last_token_P, problem_P, limit_P)
+    def _new_counters(self) -> Counters:
+        count = len(self.mesh.local_devices)
+        heads = self.mesh.shape["tensor"]
+        return Counters(
+            num_devices=count,
+            weight_bytes=self.plan.weight_bytes * count,
+            kv_token_bytes=self.plan.kv_token_bytes * heads,
         )
-        cache = self._prefill(params, tokens, length, num_positions=self.cache_sizes()[0])
-        return self._start(cache, length, last, problem, limits, step_key)
 
-    def _fit_cache(self, state: decode.DecodeState, end: int) -> decode.DecodeState:
-        """Grows the cache where the coming window would not fit behind the longest prompt."""
-        needed = self.shape.max_prompt_length + end
-        size = next(size for size in self.cache_sizes() if size >= needed)
-        return state if state.cache.num_positions >= size else self._grow(state, size)
+    def _fill(
+        self, params: Params, state: Any, store: Any, call: Call, rung: int, begin: tuple[Any, ...]
+    ) -> tuple[Any, Any]:
+        """Reads the prompts of waiting rows and puts the rows into free slots, while both last."""
+        while True:
+            entering = call.schedule.next_round()
+            if not distributed.largest([call.has_news(entering)])[0]:
+                return state, store
+            store = self._read_prompts(params, store, entering.prompts, call)
+            news = self._put(call.arrivals(entering, num_slots=self.plan.rungs[rung].slots))
+            state = self._programs["arrive", rung](state, store, news, *begin)
 
+    def _read_prompts(self, params: Params, store: Any, prompts: Sequence[Prompt], call: Call) -> Any:
+        """Prefills in batches of like length: the longest first, so that short ones are read in short rows."""
+        length = lambda prompt: len(call.problems[prompt.problem].prompt_ids)  # noqa: E731
+        waiting = [
+            deque(sorted((p for p in prompts if p.shard == shard), key=length, reverse=True))
+            for shard in range(len(call.schedule))
+        ]
+        while longest := distributed.largest([max((length(w[0]) for w in waiting if w), default=0)])[0]:
+            columns = next(columns for columns in self.plan.prompt_columns if columns >= longest)
+            size = self.plan.prompts_at_once(columns)
+            rows = np.zeros((size * len(waiting), columns + 2), np.int32)  # tokens, length, place
+            for shard, queue in enumerate(waiting):
+                for row in rows[shard * size :][: min(size, len(queue))]:
+                    prompt = queue.popleft()
+                    row[: length(prompt)] = call.problems[prompt.problem].prompt_ids
+                    row[-2:] = length(prompt), prompt.place
+            store = self._programs["prefill", columns](params, store, self._put(rows))
+        return store
 
-class SamplingWeights:
-    """Makes the sampling copy of the parameters: one jitted cast and relayout, on the devices."""
+    def _next_rung(self, call: Call, rung: int) -> int | None:
+        """What the next window's shape must be, for all processes; None: nothing is left to run."""
+        running, columns, waiting = distributed.largest(
+            [call.schedule.most_running, call.columns_needed(), call.schedule.num_waiting]
+        )
+        if not running:
+            return None
+        return self.plan.next_rung(rung, running=running, columns=columns, waiting=waiting > 0)
 
-    def __init__(self, model: Model, *, mesh: jax.sharding.Mesh, shapes: Any, dtype: Any):
-        unstack = partial(decoder.unstack, num_layers=model.spec.num_layers, dtype=dtype)
-        shardings = mesh_lib.sampling_shardings(mesh, jax.eval_shape(unstack, shapes))
-        self._unstack = jax.jit(unstack, out_shardings=shardings)
+    def _climb(self, state: Any, call: Call, rung: int, wanted: int) -> tuple[Any, int]:
+        """Grows the cache, or gathers the rows in fewer slots, one rung after the other."""
+        for here in range(rung, wanted):
+            below, above = self.plan.rungs[here], self.plan.rungs[here + 1]
+            if above.slots == below.slots:
+                state = self._programs.grow(state, here)
+            else:
+                origin = np.array(call.schedule.move(above.slots), np.int32)
+                state = self._programs["move", here](state, self._put(origin))
+        return state, wanted
 
-    def __call__(self, params: Params) -> Params:
-        return self._unstack(params)
-
-
-class _Collected:
-    """The tokens of every row so far, and who was finished already."""
-
-    def __init__(
-        self,
-        num_problems: int,
-        num_generations: int,
-        end_ids: tuple[int, ...],
-        on_finished: OnFinished | None,
-    ):
-        self.num_generations = num_generations
-        self.end_ids = end_ids
-        self.on_finished = on_finished
-        num_rows = num_problems * num_generations
-        self.tokens: list[list[np.ndarray]] = [[] for _ in range(num_rows)]
-        self.logprobs: list[list[np.ndarray]] = [[] for _ in range(num_rows)]
-        self.finished: dict[int, Completion] = {}
-
-    def add(self, tokens_BW: np.ndarray, logprobs_BW: np.ndarray, done_B: np.ndarray) -> None:
-        for row, tokens in enumerate(self.tokens):
-            if row in self.finished:
-                continue
-            emitted = tokens_BW[row] >= 0
-            tokens.append(tokens_BW[row][emitted])
-            self.logprobs[row].append(logprobs_BW[row][emitted])
-            if done_B[row]:
-                self._finish(row)
-
-    def _finish(self, row: int) -> None:
-        ids, logprobs = np.concatenate(self.tokens[row]), np.concatenate(self.logprobs[row])
-        p, g = divmod(row, self.num_generations)
-        self.finished[row] = Completion(ids, logprobs, ended=int(ids[-1]) in self.end_ids)
-        if self.on_finished:
-            self.on_finished(p, g, self.finished[row])
-
-    def completions(self) -> list[list[Completion]]:
-        rows = [self.finished[row] for row in range(len(self.tokens))]
-        return [rows[i : i + self.num_generations] for i in range(0, len(rows), self.num_generations)]
-
-
-def _padded_prompts(problems: Sequence[Problem], num_rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Right-padded prompt ids int32 `[num_rows, length]` and their lengths; empty rows have length 1."""
-    tokens_PT = np.zeros((num_rows, length), np.int32)
-    length_P = np.ones(num_rows, np.int32)
-    for row, problem in enumerate(problems):
-        if not 0 < len(problem.prompt_ids) <= length:
-            raise ValueError(
-                f"Problem {problem.index} has {len(problem.prompt_ids)} prompt tokens; this sampler takes 1 to {length}."
-            )
-        tokens_PT[row, : len(problem.prompt_ids)] = problem.prompt_ids
-        length_P[row] = len(problem.prompt_ids)
-    return tokens_PT, length_P
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
+    def _put(self, rows: np.ndarray) -> jax.Array:
+        return mesh_lib.put_rows(self.mesh, rows)

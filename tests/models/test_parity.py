@@ -17,11 +17,10 @@ import pytest
 
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.models import decoder, hf_weights, registry
-from grpo_jax.sampling import decode
-from grpo_jax.sampling.engine import Engine, EngineShape, SamplingWeights
-from grpo_jax.sampling.token_choice import SamplingParams
+from grpo_jax.sampling.weights import SamplingWeights
 from grpo_jax.structs import Problem
 from tests.models import make_golden, small_models
+from tests.sampling.small_samplers import make_engine
 
 NAMES = sorted(small_models.CONFIGS)
 GREEDY_NAMES = [name for name in NAMES if name != "qwen2.5-yarn"]  # its parts are in qwen2 and qwen3-yarn
@@ -146,20 +145,24 @@ def our_completions(load, one_device, golden):
     def compute(name: str) -> tuple[list[list[int]], list[int]]:
         end_ids = json.loads(str(golden[f"{name}/about"]))["end_ids"]
         model, params = load(name)
-        settings = decode.DecodeSettings(
-            sampling=SamplingParams(temperature=0.0),
+        prompts = make_golden.prompts()
+        engine = make_engine(
+            model,
+            one_device,
+            slots=len(prompts) - 1,  # one has to wait
+            window=16,  # two windows
+            generations=1,
+            prompt=max(map(len, prompts)),
+            completion=make_golden.MAX_NEW_TOKENS,
             end_ids=tuple(end_ids),
             num_valid_ids=make_golden.VOCABULARY,
-            window=16,  # two windows, and a cache that grows once
-            dtype=jnp.float32,
         )
-        prompts = make_golden.prompts()
-        shape = EngineShape(len(prompts), 1, max(map(len, prompts)), make_golden.MAX_NEW_TOKENS)
-        engine = Engine(model, mesh=one_device, shape=shape, settings=settings)
         weights = SamplingWeights(model, mesh=one_device, shapes=params, dtype=jnp.float32)(params)
         problems = [Problem(i, "", "", "", tuple(ids.tolist())) for i, ids in enumerate(prompts)]
-        groups = engine.generate(weights, problems, step_key=jax.random.key(0))
-        return [group[0].ids.tolist() for group in groups], end_ids
+        sampled = engine.generate(
+            weights, problems, num_generations=1, temperature=0.0, step_key=jax.random.key(0)
+        )
+        return [group[0].ids.tolist() for group in sampled.completions], end_ids
 
     return compute
 
