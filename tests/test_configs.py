@@ -56,7 +56,8 @@ def test_the_values_of_base_have_the_types_of_the_fields():
     config = base.get_config().to_dict()
     for name, kind in settings.SECTIONS.items():
         hints = typing.get_type_hints(kind)
-        wrong = {field: value for field, value in config[name].items() if type(value) is not hints[field]}
+        kinds = {field: typing.get_origin(hint) or hint for field, hint in hints.items()}
+        wrong = {field: value for field, value in config[name].items() if type(value) is not kinds[field]}
         assert wrong == {}, name
 
 
