@@ -34,6 +34,10 @@ ON_POLICY_NOTE = (
 NO_SIGNAL_NOTE = (
     "no group has signal: within each group all rewards are equal, so the rewards teach nothing in this step"
 )
+JUDGE_NOTE = (
+    "the step waited for its judge for a fifth of its time or more (column judge): set "
+    "config.reward.num_workers higher, or config.rollout.num_slots lower so that fewer completions end at last"
+)
 REPEAT_NOTE_AFTER_STEPS = 100
 
 
@@ -247,6 +251,8 @@ def step_notes(metrics: Mapping[str, float], *, on_policy: bool) -> tuple[str, .
         notes.append(NO_SIGNAL_NOTE)
     elif on_policy and abs(metrics.get("loss", math.inf)) < 5e-5:  # the column has four decimals
         notes.append(ON_POLICY_NOTE)
+    if metrics.get("time/judge", 0) > 0.2 * metrics.get("time/step", math.inf):
+        notes.append(JUDGE_NOTE)
     return tuple(notes)
 
 

@@ -178,6 +178,9 @@ def test_notes_say_when_the_loss_prints_zero_and_when_no_group_has_signal():
     assert no_signal == (metrics.NO_SIGNAL_NOTE,)
     assert metrics.step_notes({"loss": 0.01}, on_policy=True) == ()  # dapo's mean over tokens
     assert metrics.step_notes({"loss": 0.0}, on_policy=False) == ()
+    waiting = metrics.step_notes({"loss": 0.01, "time/judge": 2.1, "time/step": 10.0}, on_policy=True)
+    assert waiting == (metrics.JUDGE_NOTE,)
+    assert not metrics.step_notes({"loss": 0.01, "time/judge": 1.9, "time/step": 10.0}, on_policy=True)
 
 
 @pytest.mark.parametrize(("package", "value"), [("wandb", "offline"), ("trackio", True)])

@@ -99,7 +99,7 @@ def add_rollout(parser: argparse.ArgumentParser) -> None:
     add("--against", default="", help=f"peers, of {','.join(PEERS)}; the ratio is to the first")
     add("--runs", type=int, default=5, help="measured calls of each side")
     add("--slots", type=int, default=0, help="rows decoded at once; 0: what fits and helps")
-    add("--no-refill", action="store_true", help="free slots wait until all rows have ended")
+    add("--no-refill", action="store_true", help="free slots stay empty until all rows have ended")
     add("--window", type=int, default=0, help="steps between two looks of the host; 0: chosen")
     add("--dtype", choices=("auto", *policy.COMPUTE_DTYPES), default="auto")
     add("--weights", choices=FORMS, default="compute", help="form of our sampling copy")
@@ -204,6 +204,7 @@ class Sampler:
             max_completion_length=work.longest,
             num_slots=options.slots,
             window=options.window,
+            halvings=0 if options.no_refill else EngineShape.halvings,
         )
         self._engine = policy.make_engine(
             opened, mesh=mesh, shape=shape, weights=weights, attention=options.attention

@@ -69,7 +69,7 @@ def write_untrained_folder(folder: Path, options: argparse.Namespace) -> None:
         "num_hidden_layers": options.layers,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": 1024,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "hidden_act": "silu",

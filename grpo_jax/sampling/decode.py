@@ -259,15 +259,20 @@ def _read_token(
 
 
 def _arrive(into: kv_cache.Cache, source: kv_cache.Cache, source_B: jax.Array, num_shards: int):
-    """Overwrites the first columns of the rows of `into` whose `source_B` is no less than 0."""
-    arrives_B111 = (source_B >= 0)[:, None, None, None]
+    """Overwrites the first columns of the rows of `into` whose `source_B` is no less than 0.
 
-    def write(old: jax.Array, new: jax.Array) -> jax.Array:
+    Array by array: else the compiler may take all layers' rows out of `source` before it writes the first.
+    """
+    written: list[jax.Array] = []
+    old_leaves, structure = jax.tree.flatten(into)
+    for old, new in zip(old_leaves, jax.tree.leaves(source), strict=True):
+        if written:
+            source_B, _ = jax.lax.optimization_barrier((source_B, written[-1][0, 0, 0, 0]))
         taken = _take(new, source_B, num_shards)
         columns = tuple(slice(size) for size in taken.shape)
-        return old.at[columns].set(jnp.where(arrives_B111, taken, old[columns]))
-
-    return jax.tree.map(write, into, source)
+        kept = jnp.where((source_B >= 0)[:, None, None, None], taken, old[columns])
+        written.append(old.at[columns].set(kept))
+    return jax.tree.unflatten(structure, written)
 
 
 def _take(x: jax.Array, index_B: jax.Array, num_shards: int) -> jax.Array:

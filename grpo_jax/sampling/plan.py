@@ -22,7 +22,7 @@ from grpo_jax.models.spec import ModelSpec
 
 WINDOWS = (16, 64)  # steps of an automatic window: least, most
 CPU_SLOTS = 32  # a device: more slots make a CPU no faster, and their cache leaves its own caches
-HALVINGS = 3  # how often slots are halved when rows run out
+SLOTS_MULTIPLE = 8  # of slots that memory decides: rows of a TPU's smallest tile
 LEAST_SLOTS = 4  # a shard; fewer are not worth a program
 PREFILL_TOKENS = {"cpu": 512}  # a shard and call; enough to keep its multipliers busy
 PREFILL_TOKENS_ELSEWHERE = 4096
@@ -42,6 +42,7 @@ class EngineShape:
     max_completion_length: int  # tokens, the end token counted
     num_slots: int = 0  # rows decoded at once, over all devices; 0: as many as fit and help
     window: int = 0  # decode steps between two looks of the host; 0: by the length of completions
+    halvings: int = 3  # how often slots may be halved when rows run out
 
 
 class Rung(NamedTuple):
@@ -178,7 +179,7 @@ def _fitting_slots(
             f"{_size(kv_token_bytes * columns + logits)}: nothing is left. Set config.mesh.tensor higher or "
             "config.rollout.max_completion_length lower."
         )
-    return fitting
+    return max(fitting // SLOTS_MULTIPLE * SLOTS_MULTIPLE, min(fitting, SLOTS_MULTIPLE))
 
 
 def free_memory(device: Any) -> int:
@@ -195,7 +196,7 @@ def free_memory(device: Any) -> int:
 
 def _automatic_window(max_completion_length: int) -> int:
     least, most = WINDOWS
-    return min(max(max_completion_length // 16 // 16 * 16, least), most)
+    return min(max(max_completion_length // 32 // 16 * 16, least), most)
 
 
 def _rungs(shape: EngineShape, slots: int, window: int, columns_of_row: float) -> tuple[Rung, ...]:
@@ -207,7 +208,7 @@ def _rungs(shape: EngineShape, slots: int, window: int, columns_of_row: float) -
         smaller = shape.max_prompt_length + room
         if smaller + columns_of_row <= 0.9 * (columns[0] + columns_of_row):
             columns.insert(0, smaller)
-    fewer = [slots >> i for i in range(1, HALVINGS + 1) if slots >> i >= LEAST_SLOTS]
+    fewer = [slots >> i for i in range(1, shape.halvings + 1) if slots >> i >= LEAST_SLOTS]
     return (*(Rung(slots, size) for size in columns), *(Rung(few, whole) for few in fewer))
 
 

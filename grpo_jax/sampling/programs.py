@@ -81,7 +81,7 @@ class SamplerPrograms:
     def makers(self, params: Params) -> dict[Name, Callable[[], Any]]:
         """What compiles each program, in the order in which they are needed."""
         plan = self.plan
-        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.format), params)
         first: dict[Name, Callable[[], Any]] = {
             "empty": lambda: self._empty_state(plan.rungs[0]).lower().compile(),
             "store": lambda: self._empty_store().lower().compile(),

@@ -7,12 +7,20 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax.experimental.layout import Format, Layout
 
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.models import decoder
 from grpo_jax.models.decoder import Model, Params
 
 FORMS = ("compute", "int8")  # as the trainer computes; matrices as integers, see `models/quantised.py`
+
+LAYOUTS = {"tpu": {"gate_up": (1, 0, 2)}}
+"""Order of a weight's axes in memory, slowest first, by platform, where the compiler would copy it otherwise.
+
+A TPU multiplies by tiles of the last two axes; with the axis of gate and up between input and output it would
+lay all of those weights out anew before every window, and keep both.
+"""
 
 
 class SamplingWeights:
@@ -33,11 +41,12 @@ class SamplingWeights:
             raise ValueError(f"config.rollout.sampling_weights is {form!r}; known are {list(FORMS)}.")
         unstack = partial(decoder.unstack, num_layers=model.spec.num_layers, dtype=dtype, int8=form == "int8")
         self.shapes = jax.eval_shape(unstack, shapes)
-        self.shardings = mesh_lib.sampling_shardings(mesh, self.shapes)
-        self._unstack = jax.jit(unstack, out_shardings=self.shardings)
+        self._shardings = mesh_lib.sampling_shardings(mesh, self.shapes)
+        self.formats = _formats(self._shardings, mesh.devices.flat[0].platform)
+        self.relayout = jax.jit(unstack, out_shardings=self.formats)
 
     def __call__(self, params: Params) -> Params:
-        return self._unstack(params)
+        return self.relayout(params)
 
     @property
     def num_bytes(self) -> int:
@@ -45,6 +54,17 @@ class SamplingWeights:
         sizes = jax.tree.map(
             lambda leaf, sharding: leaf.dtype.itemsize * math.prod(sharding.shard_shape(leaf.shape)),
             self.shapes,
-            self.shardings,
+            self._shardings,
         )
         return sum(jax.tree.leaves(sizes))
+
+
+def _formats(shardings: Any, platform: str) -> Any:
+    """Where the weights lie, and in which order of axes where `LAYOUTS` names one."""
+    orders = LAYOUTS.get(platform, {})
+
+    def of_weight(path: tuple, sharding: jax.sharding.Sharding) -> Any:
+        order = next((orders[key.key] for key in path if getattr(key, "key", None) in orders), None)
+        return Format(Layout(order), sharding) if order else sharding
+
+    return jax.tree_util.tree_map_with_path(of_weight, shardings)

@@ -26,7 +26,7 @@ from grpo_jax.sampling import counters, decode, plan
 from grpo_jax.sampling.programs import SamplerPrograms
 from grpo_jax.sampling.weights import SamplingWeights
 
-MEMORY = {"v5e": 16, "v6e": 32, "v5p": 95}  # GiB a chip
+MEMORY = {"v5e": 15.75, "v6e": 31.25, "v5p": 95.74}  # GiB a chip that programs may use
 KINDS = {"v5e": "TPU v5 lite", "v6e": "TPU v6 lite", "v5p": "TPU v5p"}  # as `device_kind` has them
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     config = SHAPES[options.model]
     spec = registry.FAMILIES[config["model_type"]](config)
     devices = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
-    mesh = jax.sharding.Mesh(np.array(devices).reshape(-1, 1, options.tensor), mesh_lib.AXES)
+    mesh = jax.sharding.Mesh(np.array(devices).reshape(1, -1, options.tensor), mesh_lib.AXES)
     model, shapes = decoder.build(spec)
     weights = SamplingWeights(model, mesh=mesh, shapes=shapes, dtype=jnp.bfloat16, form=options.weights)
     sizes = plan.make(
@@ -44,19 +44,26 @@ def main() -> None:
         plan.EngineShape(10**6, 8, options.prompt, options.positions - options.prompt, options.slots),
         weight_bytes=weights.num_bytes,
         dtype=jnp.bfloat16,
-        free_bytes=MEMORY[options.topology[:3]] * plan.GIB,
+        free_bytes=int(MEMORY[options.topology[:3]] * plan.GIB),
     )
-    print(json.dumps({"plan": sizes.describe()}), flush=True)
+    told = {"plan": sizes.describe(), "weights_gib": sizes.weight_bytes / plan.GIB}
+    print(json.dumps(told | {"cache_gib": sizes.cache_bytes / plan.GIB}), flush=True)
     settings = decode.DecodeSettings(
         end_ids=(151643, 151645), num_valid_ids=151665, dtype=jnp.bfloat16, attention=options.attention
     )
     programs = SamplerPrograms(model, mesh=mesh, plan=sizes, settings=settings, stops=False)
     params = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), weights.shapes, weights.shardings
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), weights.shapes, weights.formats
     )
     whole = max(i for i, rung in enumerate(sizes.rungs) if rung.slots == sizes.slots)
     makers = programs.makers(params)
-    for name in (("window", whole), ("prefill", sizes.prompt_columns[-1]), ("arrive", whole)):
+    masters = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        mesh_lib.parameter_shardings(mesh, shapes),
+    )
+    makers["weights", 0] = lambda: weights.relayout.lower(masters).compile()
+    for name in (("weights", 0), ("window", whole), ("prefill", sizes.prompt_columns[-1]), ("arrive", whole)):
         started = time.perf_counter()
         report = describe(makers[name]())
         report |= {"program": name[0], "compile_seconds": round(time.perf_counter() - started, 1)}
