@@ -121,7 +121,14 @@ def make_engine(
         filters=filters,
         attention=name,
     )
-    sizes = plan.make(policy.model.spec, mesh, shape, weight_bytes=weights.num_bytes, dtype=policy.dtype)
+    sizes = plan.make(
+        policy.model.spec,
+        mesh,
+        shape,
+        weight_bytes=weights.num_bytes,
+        dtype=policy.dtype,
+        columns_multiple=decode_attention.COLUMNS_MULTIPLE[name],
+    )
     find_stop = StopStrings(policy.tokenizer, tuple(stop_strings)).num_tokens if stop_strings else None
     return Engine(policy.model, mesh=mesh, plan=sizes, settings=settings, find_stop=find_stop)
 

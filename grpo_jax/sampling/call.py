@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +22,26 @@ FindStop = Callable[[np.ndarray, int], int | None]
 
 Nothing was found in `ids[:start]` before.
 """
+
+
+class _Slots(NamedTuple):
+    """What the host knows of the rows in its slots; n windows of W tokens."""
+
+    runs_B: np.ndarray  # bool
+    length_B: np.ndarray  # columns that a row has filled: prompt and tokens but for the last, not yet read
+    num_tokens_B: np.ndarray
+    limit_B: np.ndarray
+    tokens_BnW: np.ndarray
+    logprobs_BnW: np.ndarray
+
+    def enter(self, slot: int, *, length: int, limit: int) -> None:
+        self.runs_B[slot], self.num_tokens_B[slot] = True, 0
+        self.length_B[slot], self.limit_B[slot] = length, limit
+
+    def completion(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and log-probabilities so far."""
+        count = self.num_tokens_B[slot]
+        return self.tokens_BnW[slot].reshape(-1)[:count], self.logprobs_BnW[slot].reshape(-1)[:count]
 
 
 class Call:
@@ -53,10 +74,17 @@ class Call:
         longest = plan.max_completion_length
         self.limits_PG = np.full(shape, longest) if limits_PG is None else np.broadcast_to(limits_PG, shape)
         self._check()
-        self._pieces: dict[Row, list[tuple[np.ndarray, np.ndarray]]] = {}
-        self._num_tokens = np.zeros(shape, np.int64)
         self._finished: dict[Row, Completion] = {}
         self._stopped: list[int] = []  # slots whose row the host has ended
+        slots = plan.slots * len(self.schedule)
+        self._slots = _Slots(
+            runs_B=np.zeros(slots, bool),
+            length_B=np.zeros(slots, np.int64),
+            num_tokens_B=np.zeros(slots, np.int64),
+            limit_B=np.zeros(slots, np.int64),
+            tokens_BnW=np.zeros((slots, -(-longest // plan.window), plan.window), np.int32),
+            logprobs_BnW=np.zeros((slots, -(-longest // plan.window), plan.window), np.float32),
+        )
 
     def has_news(self, entering: Round) -> bool:
         """Whether the device must hear anything before the next window."""
@@ -69,14 +97,16 @@ class Call:
         news[self._stopped, 0] = decode.STOP
         self._stopped = []
         for arrival in entering.arrivals:
-            problem = self.problems[arrival.row.problem]
-            news[arrival.shard * num_slots + arrival.slot] = (
+            problem, limit = self.problems[arrival.row.problem], self.limits_PG[arrival.row]
+            position = arrival.shard * num_slots + arrival.slot
+            self._slots.enter(position, length=len(problem.prompt_ids) - 1, limit=limit)
+            news[position] = (
                 arrival.place,
                 len(problem.prompt_ids),
                 problem.prompt_ids[-1],
                 problem.index,
                 arrival.row.generation,
-                self.limits_PG[arrival.row],
+                limit,
             )
         return news
 
@@ -85,34 +115,37 @@ class Call:
 
         A row that reaches its limit in the window may write past the end: nobody reads it again.
         """
-        needed = 0
-        for _, row in self.schedule.running():
-            goes_on = self._num_tokens[row] + self.plan.window < self.limits_PG[row]
-            needed = max(needed, self._length(row) + (self.plan.window if goes_on else 0))
-        return needed
+        slots = self._slots
+        goes_on_B = slots.num_tokens_B + self.plan.window < slots.limit_B
+        return int((slots.length_B + self.plan.window * goes_on_B).max(initial=0, where=slots.runs_B))
+
+    def move(self, num_slots: int) -> np.ndarray:
+        """Gathers the rows in fewer slots a shard; int32 `[slots]`, where each was in its shard."""
+        old, origin = (
+            len(self._slots.runs_B) // len(self.schedule),
+            np.array(self.schedule.move(num_slots), np.int32),
+        )
+        shard = np.arange(len(origin)) // num_slots
+        self._slots = _Slots(*(array[shard * old + origin] for array in self._slots))
+        return origin
 
     def read(
         self, tokens_BW: np.ndarray, logprobs_BW: np.ndarray, done_B: np.ndarray, counters: Counters
     ) -> None:
         """Takes in a window's tokens; hands over what has finished and frees its slots."""
-        running = self.schedule.running()
-        emitted_B = (tokens_BW >= 0).sum(axis=1)
-        counters.add_window(
-            emitted_B[[slot for slot, _ in running]],
-            np.array([self._length(row) for _, row in running]),
-            slots=len(tokens_BW),
-            steps=self.plan.window,
-        )
-        for slot, row in running:
-            count = emitted_B[slot]
-            piece = (tokens_BW[slot, :count], logprobs_BW[slot, :count])
-            self._pieces.setdefault(row, []).append(piece)
-            self._num_tokens[row] += count
-            stopped = self._stop(row) if self.find_stop else None
-            if stopped is not None or done_B[slot]:
-                self.schedule.leave(slot)
-                self._finish(row, stopped)
-            if stopped is not None and not done_B[slot]:
+        slots, running = self._slots, np.flatnonzero(self._slots.runs_B)
+        emitted = (tokens_BW[running] >= 0).sum(axis=1)
+        counters.add_window(emitted, slots.length_B[running], slots=len(tokens_BW), steps=self.plan.window)
+        window = slots.num_tokens_B[running] // self.plan.window  # a row that runs has only had whole ones
+        slots.tokens_BnW[running, window] = tokens_BW[running]
+        slots.logprobs_BnW[running, window] = logprobs_BW[running]
+        slots.num_tokens_B[running] += emitted
+        slots.length_B[running] += emitted
+        for slot in (running if self.find_stop else running[done_B[running]]).tolist():
+            count = self._stop(slot)
+            if count is not None or done_B[slot]:
+                self._finish(slot, count)
+            if count is not None and not done_B[slot]:
                 self._stopped.append(slot)
 
     def completions(self) -> list[list[Completion]]:
@@ -120,18 +153,17 @@ class Call:
         generations = range(self.num_generations)
         return [[self._finished[Row(p, g)] for g in generations] for p in range(len(self.problems))]
 
-    def _length(self, row: Row) -> int:
-        """Columns that a row has filled: its prompt and tokens, but for the last one, not yet read."""
-        return len(self.problems[row.problem].prompt_ids) - 1 + int(self._num_tokens[row])
+    def _stop(self, slot: int) -> int | None:
+        """How many tokens to keep, where the text of a slot's row ends in its last window."""
+        if not self.find_stop:
+            return None
+        ids, _ = self._slots.completion(slot)
+        return self.find_stop(ids, (len(ids) - 1) // self.plan.window * self.plan.window)
 
-    def _stop(self, row: Row) -> int | None:
-        ids = np.concatenate([ids for ids, _ in self._pieces[row]])
-        assert self.find_stop
-        return self.find_stop(ids, len(ids) - len(self._pieces[row][-1][0]))
-
-    def _finish(self, row: Row, stopped: int | None) -> None:
-        ids, logprobs = (np.concatenate(parts) for parts in zip(*self._pieces.pop(row), strict=True))
-        ids, logprobs = ids[:stopped], logprobs[:stopped]
+    def _finish(self, slot: int, stopped: int | None) -> None:
+        row = self.schedule.leave(slot)
+        self._slots.runs_B[slot] = False
+        ids, logprobs = (array[:stopped].copy() for array in self._slots.completion(slot))
         ended = stopped is not None or int(ids[-1]) in self.end_ids
         self._finished[row] = completion = Completion(ids, logprobs, ended=ended)
         if self.on_finished:

@@ -168,8 +168,7 @@ class Engine:
             if above.slots == below.slots:
                 state = self._programs.grow(state, here)
             else:
-                origin = np.array(call.schedule.move(above.slots), np.int32)
-                state = self._programs["move", here](state, self._put(origin))
+                state = self._programs["move", here](state, self._put(call.move(above.slots)))
         return state, wanted
 
     def _put(self, rows: np.ndarray) -> jax.Array:

@@ -23,6 +23,8 @@ from grpo_jax.models.spec import ModelSpec
 WINDOWS = (16, 64)  # steps of an automatic window: least, most
 CPU_SLOTS = 32  # a device: more slots make a CPU no faster, and their cache leaves its own caches
 SLOTS_MULTIPLE = 8  # of slots that memory decides: rows of a TPU's smallest tile
+CPU_ATTENTION_COST = 4  # seconds of a product in attention over those of one with a weight, measured
+WINDOWS_OF_A_SIZE = 4  # that a size of the cache must serve to be worth growing out of it
 LEAST_SLOTS = 4  # a shard; fewer are not worth a program
 PREFILL_TOKENS = {"cpu": 512}  # a shard and call; enough to keep its multipliers busy
 PREFILL_TOKENS_ELSEWHERE = 4096
@@ -120,12 +122,14 @@ def make(
     *,
     weight_bytes: int,
     dtype: Any,
+    columns_multiple: int = 1,
     free_bytes: int | None = None,
 ) -> Plan:
     """Chooses what the shape leaves open.
 
     Args:
         weight_bytes: of the sampling copy on one device, which is not there yet.
+        columns_multiple: the cache, with the window's columns, has a multiple of so many.
         free_bytes: on one device; None asks it.
 
     Raises: ValueError where not even one slot a device fits.
@@ -145,7 +149,7 @@ def make(
         places=min(slots, -(-slots // shape.num_generations)),
         window=window,
         max_completion_length=shape.max_completion_length,
-        rungs=_rungs(shape, slots, window, _columns_of_row(spec, platform)),
+        rungs=_rungs(shape, slots, window, columns_multiple, _columns_of_row(spec, platform)),
         prompt_columns=_prompt_columns(shape.max_prompt_length),
         prefill_tokens=PREFILL_TOKENS.get(platform, PREFILL_TOKENS_ELSEWHERE),
         columns_of_row=_columns_of_row(spec, platform),
@@ -170,7 +174,7 @@ def _fitting_slots(
     """
     if not free:
         return 10**9
-    columns = shape.max_prompt_length * (1 + 1 / shape.num_generations) + shape.max_completion_length + window
+    columns = _longest(shape, window) + window + shape.max_prompt_length / shape.num_generations
     logits = LOGIT_ARRAYS * 4 * spec.vocab_size / mesh.shape["tensor"]
     fitting = int((MEMORY_SHARE * free - weight_bytes) / (kv_token_bytes * columns + logits))
     if fitting < 1:
@@ -199,28 +203,41 @@ def _automatic_window(max_completion_length: int) -> int:
     return min(max(max_completion_length // 32 // 16 * 16, least), most)
 
 
-def _rungs(shape: EngineShape, slots: int, window: int, columns_of_row: float) -> tuple[Rung, ...]:
-    """Room for a quarter, half and all of a completion where that saves a tenth; then fewer slots."""
-    whole = shape.max_prompt_length + shape.max_completion_length
+def _rungs(
+    shape: EngineShape, slots: int, window: int, multiple: int, columns_of_row: float
+) -> tuple[Rung, ...]:
+    """Room for a quarter, half and all of a completion where that saves; then fewer slots.
+
+    A smaller size must save a tenth of a step and serve enough windows: growing copies the cache.
+    """
+    rounded = lambda columns: _round_up(columns + window, multiple) - window  # noqa: E731
+    whole = rounded(_longest(shape, window))
     columns = [whole]
     for part in (2, 4):
         room = _round_up(shape.max_completion_length / part, window)
-        smaller = shape.max_prompt_length + room
-        if smaller + columns_of_row <= 0.9 * (columns[0] + columns_of_row):
+        smaller = rounded(shape.max_prompt_length + room)
+        saves = smaller + columns_of_row <= 0.9 * (columns[0] + columns_of_row)
+        if saves and room >= WINDOWS_OF_A_SIZE * window:
             columns.insert(0, smaller)
     fewer = [slots >> i for i in range(1, shape.halvings + 1) if slots >> i >= LEAST_SLOTS]
     return (*(Rung(slots, size) for size in columns), *(Rung(few, whole) for few in fewer))
 
 
+def _longest(shape: EngineShape, window: int) -> int:
+    """Columns that a row can fill before its last window, which is read where it is written."""
+    return shape.max_prompt_length + (shape.max_completion_length - 1) // window * window
+
+
 def _columns_of_row(spec: ModelSpec, platform: str) -> float:
-    """On a CPU a row costs arithmetic, at 8 columns' worth for every read value of one; else only its reads."""
+    """What a row costs besides its cache, in columns of it: on a CPU arithmetic, elsewhere nothing."""
     if platform != "cpu":
         return 0.0
     layer = spec.hidden_size * (
         (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim + 3 * spec.intermediate_size
     )
     weights = spec.num_layers * layer + spec.vocab_size * spec.hidden_size
-    return weights / (2 * spec.num_layers * spec.num_heads * spec.head_dim)
+    products_a_column = 2 * spec.num_layers * spec.num_heads * spec.head_dim
+    return weights / (CPU_ATTENTION_COST * products_a_column)
 
 
 def _prompt_columns(longest: int) -> tuple[int, ...]:

@@ -117,10 +117,12 @@ class Schedule:
             shard.places = [problem if problem in needed else None for problem in shard.places]
         return Round(prompts, arrivals)
 
-    def leave(self, position: int) -> None:
-        """Frees a slot whose row has ended."""
+    def leave(self, position: int) -> Row:
+        """Frees a slot whose row has ended; returns the row. Slots are counted over this process's shards."""
         shard, slot = divmod(position, len(self._shards[0].slots))
-        self._shards[shard].slots[slot] = None
+        row, self._shards[shard].slots[slot] = self._shards[shard].slots[slot], None
+        assert row is not None
+        return row
 
     def move(self, num_slots: int) -> list[int]:
         """Gathers each shard's rows in its first `num_slots` slots; returns where each slot's row was.

@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from grpo_jax import mesh as mesh_lib
-from grpo_jax.models import decoder, registry
+from grpo_jax.models import decode_attention, decoder, registry
 from grpo_jax.models.shapes import SHAPES
 from grpo_jax.sampling import counters, decode, plan
 from grpo_jax.sampling.programs import SamplerPrograms
@@ -44,6 +44,7 @@ def main() -> None:
         plan.EngineShape(10**6, 8, options.prompt, options.positions - options.prompt, options.slots),
         weight_bytes=weights.num_bytes,
         dtype=jnp.bfloat16,
+        columns_multiple=decode_attention.COLUMNS_MULTIPLE[options.attention],
         free_bytes=int(MEMORY[options.topology[:3]] * plan.GIB),
     )
     told = {"plan": sizes.describe(), "weights_gib": sizes.weight_bytes / plan.GIB}
