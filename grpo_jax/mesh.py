@@ -22,6 +22,7 @@ ROWS = ("data", "fsdp")  # the axes that rows are cut over
 PARAMETER_RULES: tuple[tuple[str, P], ...] = (  # path ends with -> axes; stacked layers lead with None
     ("embedding", P("tensor", "fsdp")),
     ("head", P("tensor", "fsdp")),
+    ("head_DV", P("fsdp", "tensor")),
     ("attention/qkv", P(None, "fsdp", "tensor", None, None)),
     ("attention/qkv_bias", P(None, "tensor", None, None)),
     ("attention/output", P(None, "tensor", None, None, "fsdp")),

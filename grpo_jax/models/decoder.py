@@ -52,7 +52,9 @@ class Model:
 
     def embed(self, params: Params, tokens_BT: jax.Array, *, dtype: Any) -> jax.Array:
         """Embeddings `[B, T, D]` in `dtype`."""
-        return quantised.rows(params["embedding"], tokens_BT, dtype=dtype)
+        if "embedding" in params:
+            return quantised.rows(params["embedding"], tokens_BT, dtype=dtype)
+        return quantised.columns(params["head_DV"], tokens_BT, dtype=dtype)  # tied, and turned
 
     def hidden_states(
         self,
@@ -112,6 +114,9 @@ class Model:
 
     def logits(self, params: Params, hidden_BD: jax.Array) -> jax.Array:
         """float32 `[B, V]`, summed in float32."""
+        if "head_DV" in params:
+            head_DV = params["head_DV"].astype(hidden_BD.dtype)
+            return jnp.einsum("BD,DV->BV", hidden_BD, head_DV, preferred_element_type=jnp.float32)
         head_VD = self.head(params).astype(hidden_BD.dtype)
         return jnp.einsum("BD,VD->BV", hidden_BD, head_VD, preferred_element_type=jnp.float32)
 
@@ -130,11 +135,16 @@ def initialise(spec: ModelSpec, *, seed: int, shardings: Params | None = None) -
     return jax.jit(make, out_shardings=shardings)()
 
 
-def unstack(params: Params, *, num_layers: int, dtype: Any, int8: bool = False) -> Params:
+def unstack(
+    params: Params, *, num_layers: int, dtype: Any, int8: bool = False, turn_head: bool = False
+) -> Params:
     """The sampling layout: weights in `dtype`, layers as a tuple of L trees. Call it under jit.
 
-    Norm scales keep float32: the training layout multiplies by them in float32 too. With `int8` the
-    matrices become `quantised.Int8`.
+    Norm scales keep float32: the training layout multiplies by them in float32 too.
+
+    Args:
+        int8: the matrices become `quantised.Int8`.
+        turn_head: the output matrix becomes `head_DV`, `[D, V]`, which a CPU multiplies by faster.
     """
 
     def convert(path: tuple, leaf: jax.Array) -> Any:
@@ -147,6 +157,8 @@ def unstack(params: Params, *, num_layers: int, dtype: Any, int8: bool = False) 
         return jax.tree.map(lambda leaf: leaf[index], params["layers"])
 
     apart = {**params, "layers": tuple(layer(index) for index in range(num_layers))}
+    if turn_head:
+        apart["head_DV"] = apart.pop("head" if "head" in apart else "embedding").T
     return jax.tree_util.tree_map_with_path(convert, apart)
 
 

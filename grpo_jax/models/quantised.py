@@ -19,6 +19,7 @@ INPUT_AXES: dict[str, tuple[int, ...]] = {  # weight -> the axes that a matmul s
     "down": (0,),
     "embedding": (1,),
     "head": (1,),
+    "head_DV": (0,),
 }
 LARGEST = 127
 
@@ -55,6 +56,13 @@ def rows(table: jax.Array | Int8, index: jax.Array, *, dtype: Any) -> jax.Array:
         taken = Int8(_take(table.values, index), _take(table.scale, index))
         return taken.astype(dtype)
     return _take(table, index).astype(dtype)
+
+
+def columns(table: jax.Array | Int8, index: jax.Array, *, dtype: Any) -> jax.Array:
+    """`rows` of an embedding that is stored turned, `[D, V]`."""
+    if isinstance(table, Int8):
+        return rows(Int8(table.values.T, table.scale.T), index, dtype=dtype)
+    return jnp.moveaxis(jnp.take(table, index, axis=1, mode="clip"), 0, -1).astype(dtype)
 
 
 def _take(table: jax.Array, index: jax.Array) -> jax.Array:

@@ -39,10 +39,17 @@ class SamplingWeights:
     ):
         if form not in FORMS:
             raise ValueError(f"config.rollout.sampling_weights is {form!r}; known are {list(FORMS)}.")
-        unstack = partial(decoder.unstack, num_layers=model.spec.num_layers, dtype=dtype, int8=form == "int8")
+        platform = mesh.devices.flat[0].platform
+        unstack = partial(
+            decoder.unstack,
+            num_layers=model.spec.num_layers,
+            dtype=dtype,
+            int8=form == "int8",
+            turn_head=platform == "cpu",
+        )
         self.shapes = jax.eval_shape(unstack, shapes)
         self._shardings = mesh_lib.sampling_shardings(mesh, self.shapes)
-        self.formats = _formats(self._shardings, mesh.devices.flat[0].platform)
+        self.formats = _formats(self._shardings, platform)
         self.relayout = jax.jit(unstack, out_shardings=self.formats)
 
     def __call__(self, params: Params) -> Params:

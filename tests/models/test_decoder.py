@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -151,3 +152,31 @@ def test_random_weights_have_the_configured_spread_and_depend_on_the_seed(tiny_m
     other = decoder.initialise(tiny_model.spec, seed=1, shardings=shardings)
     assert not np.array_equal(other["embedding"], tiny_params["embedding"])
     np.testing.assert_array_equal(tiny_params["final_norm"]["scale"], 1)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("int8", [True, False])
+def test_a_turned_head_embeds_and_gives_logits_as_the_upright_one(tiny_model, tied, int8, rng):
+    spec = dataclasses.replace(tiny_model.spec, tie_word_embeddings=tied)
+    model, params = decoder.build(spec)[0], decoder.initialise(spec, seed=0)
+    upright, turned = (
+        decoder.unstack(params, num_layers=2, dtype=jnp.float32, int8=int8, turn_head=turn)
+        for turn in (False, True)
+    )
+    assert ("embedding" in turned) == (not tied) and "head" not in turned
+    tokens_BT = jnp.asarray(rng.integers(0, spec.vocab_size, (3, 4)), jnp.int32)
+    embedded = [model.embed(p, tokens_BT, dtype=jnp.float32) for p in (upright, turned)]
+    np.testing.assert_array_equal(*embedded)
+    hidden_BD = jnp.asarray(rng.standard_normal((3, spec.hidden_size)), jnp.float32)
+    np.testing.assert_allclose(model.logits(turned, hidden_BD), model.logits(upright, hidden_BD), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", [layers.rotate, layers._rotate_halves, layers._rotate_swapped])
+def test_rotation_turns_pairs_as_complex_numbers_do_and_its_gradient_turns_back(form, rng):
+    x = rng.standard_normal((2, 3, 8)).astype(np.float32)
+    angles = rng.standard_normal((2, 3, 4)).astype(np.float32)
+    turn = lambda x, sign: (x[..., :4] + 1j * x[..., 4:]) * np.exp(sign * 1j * angles.astype(float))  # noqa: E731
+    apart = lambda z: np.concatenate([z.real, z.imag], axis=-1)  # noqa: E731
+    turned, back = jax.vjp(lambda x: form(x, jnp.cos(angles), jnp.sin(angles)), x)
+    np.testing.assert_allclose(turned, apart(turn(x, 1)), atol=1e-6)  # float32 beside float64
+    np.testing.assert_allclose(back(jnp.asarray(x))[0], apart(turn(x, -1)), atol=1e-6)
