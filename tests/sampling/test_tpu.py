@@ -17,9 +17,13 @@ MEMORY = {"v5e:4x4": 15.75, "v6e:4x4": 31.25, "v5p:2x2x2": 95.74}  # GiB a chip 
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("topology", MEMORY)
-def test_sampling_with_7b_at_2048_positions_fits(topology):
+@pytest.mark.parametrize(
+    ("topology", "attention"),
+    [("v5e:4x4", "xla"), ("v6e:4x4", "xla"), ("v5p:2x2x2", "xla"), ("v5e:4x4", "pallas_tpu")],
+)
+def test_sampling_with_7b_at_2048_positions_fits(topology, attention):
     command = [sys.executable, "tests/sampling/tpu_programs.py", "--topology", topology]
+    command += ["--attention", attention]
     found = subprocess.run(command, cwd=ROOT, env=_environment(), capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-2000:]
     plan, *programs = map(json.loads, found.stdout.splitlines())
