@@ -53,7 +53,7 @@ class RolloutParams:
     num_slots: int  # completions decoded at once, over all devices; 0: as many as fit and help
     window: int  # decode steps between two looks of the host; 0: by the length of completions
     attention: str  # key of `decode_attention.ATTENTIONS`, or "auto"
-    sampling_weights: str  # key of `weights.FORMATS`
+    sampling_weights: str  # one of `weights.FORMS`
 
     @property
     def filters(self) -> TokenFilters:

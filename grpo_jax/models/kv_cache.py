@@ -93,7 +93,6 @@ def attend(
         mesh: what rows and heads are cut over; needed by kernels where it has more than one device.
     """
     k_BKHS, v_BKSH = cache.k[layer], cache.v[layer]
-    in_window_W = jnp.arange(num_steps) <= step
     if attention == "xla":
         column_S = jnp.arange(cache.num_positions)
         since_S = column_S - (cache.num_positions - num_steps)  # the window's columns count from 0
@@ -102,7 +101,7 @@ def attend(
         return mixed_BKMH.astype(q_BKMH.dtype)
     of_cache = decode_attention.over_cache(attention, q_BKMH, k_BKHS, v_BKSH, length_B, mesh=mesh)
     window = k_BKHS[..., -num_steps:], v_BKSH[:, :, -num_steps:]
-    of_window = decode_attention.over_columns(q_BKMH, *window, in_window_W[None])
+    of_window = decode_attention.over_columns(q_BKMH, *window, (jnp.arange(num_steps) <= step)[None])
     mixed_BKMH, _ = decode_attention.join([of_cache, of_window])
     return mixed_BKMH.astype(q_BKMH.dtype)
 

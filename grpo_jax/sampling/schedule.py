@@ -90,11 +90,6 @@ class Schedule:
         """Rows in slots on the shard that has the most."""
         return max(len(shard.slots) - shard.slots.count(None) for shard in self._shards)
 
-    def running(self) -> list[tuple[int, Row]]:
-        """Slots with a row and the row, by position among this process's slots."""
-        slots = [row for shard in self._shards for row in shard.slots]
-        return [(position, row) for position, row in enumerate(slots) if row is not None]
-
     def next_round(self) -> Round:
         """Fills free slots as far as prompts have places; call again until no row arrives."""
         self._deal()

@@ -10,10 +10,9 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from tests.sampling import tpu_programs
 
 pytest.importorskip("libtpu", reason="libtpu, with the compiler for TPUs, is not installed")
-
-MEMORY = {"v5e:4x4": 15.75, "v6e:4x4": 31.25, "v5p:2x2x2": 95.74}  # GiB a chip that programs may use
 
 
 @pytest.mark.timeout(1200)
@@ -31,7 +30,7 @@ def test_sampling_with_7b_at_2048_positions_fits(topology, attention):
     by_name = {program["program"]: program for program in programs}
     assert set(by_name) == {"weights", "window", "prefill", "arrive"}
     for program in programs:
-        assert program["peak"] < MEMORY[topology]
+        assert program["peak"] < tpu_programs.MEMORY[topology[:3]]
     # what the plan counted as weights, keys and values is what the window gets
     planned = plan["weights_gib"] + plan["cache_gib"]
     assert by_name["window"]["arguments"] <= planned * 1.01
