@@ -79,7 +79,10 @@ def get_config() -> ConfigDict:
     config.grpo.beta = 0.0  # weight of the KL to the starting model; 0: no reference is kept
     config.grpo.num_iterations = 1  # passes over a rollout
     config.grpo.num_minibatches = 1  # updates a pass
-    config.grpo.per_device_train_batch_size = 8  # rows of one backward pass on a device
+    config.grpo.per_device_train_batch_size = 8  # longest completions of one backward pass on a device
+    config.grpo.max_tokens_per_microbatch = 0  # tokens of one backward pass on a device; 0: by the rows above
+    config.grpo.packing = 2  # longest completions that a line of packed ones has room for; 0: a line each
+    config.grpo.share_prompts = True  # a group's prompt is read once a backward pass, not with every row
     config.grpo.mask_truncated_completions = False  # True: completions that were cut teach nothing
 
     config.optimizer = ConfigDict()

@@ -294,12 +294,17 @@ def make_learning(
 
 
 def packing(s: Settings, mesh: jax.sharding.Mesh, prompt_columns: int) -> batches.BatchParams:
-    rows = s.grpo.per_device_train_batch_size * mesh_lib.num_row_shards(mesh) // jax.process_count()
     return batches.BatchParams(
         max_prompt_length=prompt_columns,
         max_completion_length=s.rollout.max_completion_length,
+        num_generations=s.rollout.num_generations,
+        num_rows=s.rows // jax.process_count(),
         num_minibatches=s.grpo.num_minibatches,
-        microbatch_rows=rows,
+        num_shards=mesh_lib.num_row_shards(mesh) // jax.process_count(),
+        rows_per_device=s.grpo.per_device_train_batch_size,
+        max_tokens_per_microbatch=s.grpo.max_tokens_per_microbatch,
+        packing=s.grpo.packing,
+        share_prompts=s.grpo.share_prompts,
         mask_truncated_completions=s.grpo.mask_truncated_completions,
         keep_rows_without_signal=s.grpo.beta > 0,
     )

@@ -90,6 +90,9 @@ class GRPOParams:
     num_iterations: int  # passes over a rollout
     num_minibatches: int  # updates a pass
     per_device_train_batch_size: int  # rows of one backward pass, on each device that rows are cut over
+    max_tokens_per_microbatch: int  # tokens of one backward pass on a device instead; 0: as above
+    packing: int  # longest completions that a packed line has room for; 0: a line each
+    share_prompts: bool  # a group's prompt is read once a backward pass
     mask_truncated_completions: bool
 
 
@@ -214,6 +217,8 @@ def _check_ranges(settings: Settings) -> None:
         "grpo.num_iterations": (settings.grpo.num_iterations, 1),
         "grpo.num_minibatches": (settings.grpo.num_minibatches, 1),
         "grpo.per_device_train_batch_size": (settings.grpo.per_device_train_batch_size, 1),
+        "grpo.max_tokens_per_microbatch": (settings.grpo.max_tokens_per_microbatch, 0),
+        "grpo.packing": (settings.grpo.packing, 0),
         "optimizer.learning_rate": (settings.optimizer.learning_rate, 0),
         "optimizer.warmup_steps": (settings.optimizer.warmup_steps, 0),
         "optimizer.weight_decay": (settings.optimizer.weight_decay, 0),

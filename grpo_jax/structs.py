@@ -10,6 +10,8 @@ Shape letters of the whole project:
     V vocabulary             D model width               F MLP width
     N query heads            K key/value heads           M query heads per key/value head, N / K
     H head width             L layers                    A accumulation steps (microbatches)
+    U pieces of a microbatch, one a device that rows are cut over. Of a piece:
+    Y prompts of Z columns   E lines of W columns        S completions    Q places that are scored
 """
 
 from __future__ import annotations
@@ -86,17 +88,35 @@ class Rollout:
     metrics: dict[str, float]  # of this collection, over all processes
 
 
-class TrainBatch(NamedTuple):
-    """Fixed-shape arrays for one minibatch, cut into A microbatches of B rows.
+class PackedTokens(NamedTuple):
+    """What a model reads in one forward pass: prompts, and lines of completions that continue them.
 
-    A row is the prompt, left-padded to T - C, then the completion, right-padded to C; the completion
-    therefore stands in the same columns of every row.
+    A group's prompt stands here once, however many lines continue it. A line holds completions of one
+    prompt end to end, each a segment: it reads the prompt and itself, never its neighbours. Where prompts
+    are not shared (Y is 0), a segment is a prompt with its completion and lines hold any of them.
     """
 
-    tokens_ABT: Any  # int32; padding is 0 and invalid
-    valid_ABT: Any  # bool; a real token of prompt or completion
-    completion_mask_ABC: Any  # float32; 1 where a completion token is trained on
-    advantages_AB: Any  # float32
-    sampler_logprobs_ABC: Any  # float32, 0 outside the mask
-    old_logprobs_ABC: Any = None  # float32; None: the policy has not moved since it sampled
-    ref_logprobs_ABC: Any = None  # float32; None: no KL term
+    prompts_UYZ: Any  # int32, padded on the right
+    prompt_length_UY: Any  # int32 tokens, 0 for an empty place
+    lines_UEW: Any  # int32
+    segments_UEW: Any  # int32: 1, 2, ... within a line; 0 is padding
+    positions_UEW: Any  # int32: tokens before this one in prompt and completion
+    prompt_of_line_UE: Any  # int32 in [0, Y): which prompt the line continues
+
+
+class TrainBatch(NamedTuple):
+    """Fixed-shape arrays of one minibatch, cut into A microbatches of U pieces, one a row shard.
+
+    Log-probabilities are computed at Q places of a piece, which hold no prompts; losses then see completions
+    as S rows of C columns, some of them empty.
+    """
+
+    packed: PackedTokens  # every array with a leading A
+    source_AUQ: Any  # int32: which of the Y*Z + E*W positions of a piece predicts this place
+    targets_AUQ: Any  # int32: the token there
+    start_AUS: Any  # int32: the place in Q at which a completion begins
+    completion_mask_AUSC: Any  # float32; 1 where a completion token is trained on
+    advantages_AUS: Any  # float32
+    sampler_logprobs_AUSC: Any  # float32, 0 outside the mask
+    old_logprobs_AUSC: Any = None  # float32; None: the policy has not moved since it sampled
+    ref_logprobs_AUSC: Any = None  # float32; None: no KL term

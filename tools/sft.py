@@ -22,9 +22,10 @@ import numpy as np
 from grpo_jax import command_line, data, policy, text, tiny_tokenizer, word_problems
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import batches, supervised, train_state
+from grpo_jax.learning.packing import Row
 from grpo_jax.learning.update import ComputeParams
 from grpo_jax.models import decoder
-from grpo_jax.structs import Completion, Problem, TrainBatch
+from grpo_jax.structs import Completion, Problem
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -83,35 +84,44 @@ def write_untrained_folder(folder: Path, options: argparse.Namespace) -> None:
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 
-def demonstration_rows(options: argparse.Namespace, opened: policy.Policy) -> TrainBatch:
-    """All demonstrations as rows `[N, ...]` of one batch."""
+def demonstration_rows(options: argparse.Namespace, opened: policy.Policy) -> list[Row]:
+    """All demonstrations, tokenised."""
     written = word_problems.demonstrations(options.demonstrations, seed=options.seed)
     prompts = data.render_prompts([row["question"] for row in written], data.DataParams(), opened.tokenizer)
     end = opened.tokenizer.eos_token
     prompt_ids = text.encode(opened.tokenizer, prompts)
     completion_ids = text.encode(opened.tokenizer, [row["completion"] + end for row in written])
-    packing = batches.BatchParams(
-        max_prompt_length=max(map(len, prompt_ids)),
-        max_completion_length=max(map(len, completion_ids)),
-        num_minibatches=1,
-        microbatch_rows=len(written),
-        mask_truncated_completions=False,
-        keep_rows_without_signal=True,
-    )
-    rows = [
-        batches.Row(
+    return [
+        Row(
             Problem(i, "", "", "", tuple(prompt)),
             Completion(np.array(ids, np.int32), np.zeros(len(ids), np.float32), ended=True),
             advantage=0.0,
         )
         for i, (prompt, ids) in enumerate(zip(prompt_ids, completion_ids, strict=True))
     ]
-    whole = batches.minibatch(rows, packing.max_completion_length, packing).batch
-    return TrainBatch(*(None if array is None else array[0] for array in whole))
+
+
+def packing(options: argparse.Namespace, mesh: jax.sharding.Mesh, rows: list[Row]) -> batches.BatchParams:
+    """One backward pass a batch."""
+    shards = mesh_lib.num_row_shards(mesh)
+    return batches.BatchParams(
+        max_prompt_length=max(len(row.problem.prompt_ids) for row in rows),
+        max_completion_length=max(row.completion.num_tokens for row in rows),
+        num_generations=1,
+        num_rows=options.batch,
+        num_minibatches=1,
+        num_shards=shards,
+        rows_per_device=-(-options.batch // shards),
+        max_tokens_per_microbatch=0,
+        packing=0,
+        share_prompts=True,
+        mask_truncated_completions=False,
+        keep_rows_without_signal=True,
+    )
 
 
 def train(
-    options: argparse.Namespace, opened: policy.Policy, mesh: jax.sharding.Mesh, rows: TrainBatch
+    options: argparse.Namespace, opened: policy.Policy, mesh: jax.sharding.Mesh, rows: list[Row]
 ) -> decoder.Params:
     """Runs the updates on random batches; returns the trained parameters."""
     shardings = mesh_lib.parameter_shardings(mesh, opened.shapes)
@@ -137,10 +147,12 @@ def train(
         shapes=opened.shapes,
         compute=ComputeParams(jnp.float32, "none", opened.num_valid_ids),
     )
+    layout = packing(options, mesh, rows)
     rng, started = np.random.default_rng(options.seed), time.time()
     for step in range(1, options.steps + 1):
-        chosen = rng.integers(0, len(rows.tokens_ABT), options.batch)
-        batch = mesh_lib.put_rows(mesh, jax.tree.map(lambda array: array[chosen], rows))  # noqa: B023
+        chosen = [rows[i] for i in rng.integers(0, len(rows), options.batch)]
+        whole = batches.minibatch(chosen, layout.max_completion_length, layout).batch
+        batch = mesh_lib.put_rows(mesh, jax.tree.map(lambda array: array[0], whole))
         state, metrics = update(state, batch)
         if step % 50 == 0 or step == options.steps:
             print(

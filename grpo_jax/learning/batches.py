@@ -1,9 +1,9 @@
 """A rollout and its advantages -> fixed-shape minibatches on the mesh.
 
-Rows are laid out as TRL lays them: prompt left-padded, completion right-padded, so the completion stands
-in the same columns of every row. The completion's columns are one of three widths (a quarter, half or all
-of the longest allowed), so few programs are ever compiled. Rows of groups without signal are sorted to
-the end of a minibatch, where the update can leave them out.
+`packing.py` says where each completion goes; here that becomes arrays. Sizes follow from the config and from
+one of three completion widths (a quarter, half or all of the longest allowed), so few programs are ever
+compiled. Completions without signal are left out where they have no gradient; how many microbatches that
+leaves is an argument of the update, not a shape.
 """
 
 from __future__ import annotations
@@ -13,64 +13,98 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grpo_jax.structs import Completion, Problem, Rollout, TrainBatch
+from grpo_jax.learning import packing
+from grpo_jax.learning.packing import Piece, PieceShape, Row
+from grpo_jax.structs import PackedTokens, Rollout, TrainBatch
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchParams:
-    """How rows become minibatches; sizes are of this process."""
+    """How rows become minibatches; sizes are of this process where they say so."""
 
-    max_prompt_length: int  # columns of the prompt
-    max_completion_length: int  # columns of the completion at most
+    max_prompt_length: int  # columns of a prompt
+    max_completion_length: int  # tokens of a completion at most
+    num_generations: int  # completions a prompt
+    num_rows: int  # completions a step, on this process
     num_minibatches: int  # optimizer updates a pass over the rollout
-    microbatch_rows: int  # rows of one backward pass, on this process
+    num_shards: int  # devices of this process that rows are cut over
+    rows_per_device: int  # longest completions of one backward pass on a device
+    max_tokens_per_microbatch: (
+        int  # of one backward pass on a device, instead of rows_per_device; 0: no limit
+    )
+    packing: int  # longest completions that a line has room for; 0: every completion has its own line
+    share_prompts: bool  # a group's prompt is read once a piece
     mask_truncated_completions: bool  # completions that were cut off are not trained on
-    keep_rows_without_signal: bool  # True where they have a gradient all the same (KL)
+    keep_rows_without_signal: bool  # True where they have a gradient all the same (KL, entropy)
+
+    def piece_shape(self, num_columns: int) -> PieceShape:
+        """Sizes of a piece for completions of at most `num_columns` tokens."""
+        prompt, a_line = self.max_prompt_length, max(self.packing, 1)
+        width = a_line * (num_columns + (0 if self.share_prompts else prompt))
+        lines = max(self.rows_per_device // a_line, 1)
+        group = self.num_generations
+        if self.max_tokens_per_microbatch:
+            of_prompts = prompt * min(2 * a_line / group, 1.0) if self.share_prompts else 0
+            lines = max(int(self.max_tokens_per_microbatch / (width + of_prompts)), 1)
+        lines = min(lines, self.num_rows)
+        prompts = 0
+        if self.share_prompts and self.packing:  # packed, a group may fill half the lines of its rows
+            prompts = min(-(-2 * a_line * lines // group), lines)
+        elif self.share_prompts:
+            straddles = lines % group and group % lines
+            prompts = min(-(-lines // group) + bool(straddles), lines)
+        return PieceShape(
+            num_prompts=prompts,
+            prompt_columns=prompt if prompts else 0,
+            num_lines=lines,
+            line_columns=width,
+            num_rows=2 * a_line * lines if self.packing else lines,
+            completion_columns=num_columns,
+            num_places=lines * (width if self.share_prompts else a_line * num_columns),
+        )
+
+    def num_microbatches(self, shape: PieceShape) -> int:
+        """A that is enough for any lengths: pieces close for want of lines, of prompts or of rows."""
+        rows = self.num_rows // self.num_minibatches
+        groups = -(-rows // self.num_generations) + 1
+        if not self.packing and not (shape.num_lines % self.num_generations):
+            pieces = -(-rows // shape.num_lines)  # whole groups, one completion a line
+        else:
+            pieces = -(-rows // shape.num_lines) + -(-2 * rows // shape.num_rows)
+            pieces += -(-groups // shape.num_prompts) if shape.num_prompts else 1
+        return -(-min(pieces, rows) // self.num_shards)
 
 
 @dataclasses.dataclass(frozen=True)
 class Minibatch:
-    """One update's rows as NumPy arrays of this process, and how many microbatches can matter."""
+    """One update's completions as NumPy arrays of this process."""
 
     batch: TrainBatch
-    num_active: int  # microbatches, at least 1 so that the step always measures itself
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One completion with its prompt and what it is worth."""
-
-    problem: Problem
-    completion: Completion
-    advantage: float
+    num_active: int  # microbatches that hold anything, at least 1 so that the step always measures itself
+    num_rows: int  # completions, with those that were left out
+    places: list[list[tuple[int, int]]]  # (problem, generation) of each piece's completions, in order of S
 
 
 def pack(
     rollout: Rollout, advantages_PG: np.ndarray, *, num_columns: int, params: BatchParams
 ) -> list[Minibatch]:
-    """Cuts this process's rows into `num_minibatches` batches of `[A, B, ...]` arrays.
+    """Cuts this process's completions into `num_minibatches` batches.
 
     Args:
         advantages_PG: float32, of this process's problems.
         num_columns: C, from `completion_columns` of the longest completion over all processes.
 
-    Raises: ValueError if the rows do not divide into minibatches and microbatches.
+    Raises: ValueError if the completions do not divide into minibatches.
     """
     rows = [
-        Row(problem, completion, advantages_PG[p, g])
+        Row(problem, completion, float(advantages_PG[p, g]), (p, g))
         for p, problem in enumerate(rollout.problems)
         for g, completion in enumerate(rollout.completions[p])
     ]
-    per_minibatch, rest = divmod(len(rows), params.num_minibatches)
-    if rest or per_minibatch % params.microbatch_rows:
-        raise ValueError(
-            f"{len(rows)} rows do not divide into {params.num_minibatches} minibatches of microbatches "
-            f"of {params.microbatch_rows} rows."
-        )
-    return [
-        minibatch(rows[i : i + per_minibatch], num_columns, params)
-        for i in range(0, len(rows), per_minibatch)
-    ]
+    size, rest = divmod(len(rows), params.num_minibatches)
+    if rest:
+        raise ValueError(f"{len(rows)} rows do not divide into {params.num_minibatches} minibatches.")
+    return [minibatch(rows[i : i + size], num_columns, params) for i in range(0, len(rows), size)]
 
 
 def completion_columns(longest: int, *, max_completion_length: int) -> int:
@@ -80,38 +114,90 @@ def completion_columns(longest: int, *, max_completion_length: int) -> int:
 
 
 def minibatch(rows: Sequence[Row], num_columns: int, params: BatchParams) -> Minibatch:
-    """Lays rows out as one minibatch of `[A, B, ...]` arrays with C = `num_columns`."""
-    if params.keep_rows_without_signal:
-        num_with_signal = len(rows)
-    else:
-        rows = sorted(rows, key=lambda row: row.advantage == 0)  # stable: order stays otherwise
-        num_with_signal = sum(row.advantage != 0 for row in rows)
-    size = params.microbatch_rows
-    arrays = TrainBatch(*(_stack(column, size) for column in _columns(rows, num_columns, params)))
-    return Minibatch(arrays, num_active=max(1, -(-num_with_signal // size)))
+    """Lays completions out as one minibatch with C = `num_columns`."""
+    shape = params.piece_shape(num_columns)
+    kept = [row for row in rows if params.keep_rows_without_signal or row.advantage != 0]
+    kept = kept or list(rows[:1])  # nothing to learn, something to measure
+    made = packing.pieces(kept, shape, pack=params.packing > 0)
+    arrays = empty(shape, num_microbatches=params.num_microbatches(shape), num_shards=params.num_shards)
+    for i, piece in enumerate(made):
+        index = divmod(i, params.num_shards)
+        _fill(TrainBatch(*(_at(field, index) for field in arrays[:7])), piece, shape, params)
+    return Minibatch(
+        arrays,
+        num_active=-(-len(made) // params.num_shards),
+        num_rows=len(rows),
+        places=[[row.place for line in piece for row in line] for piece in made],
+    )
 
 
-def _columns(rows: Sequence[Row], num_columns: int, params: BatchParams) -> list[list[np.ndarray]]:
-    """One list of row arrays a field of `TrainBatch`, in its order."""
-    width = params.max_prompt_length + num_columns
-    fields: list[list[np.ndarray]] = [[] for _ in range(5)]
-    for row in rows:
-        start, count = params.max_prompt_length, row.completion.num_tokens
-        prompt = row.problem.prompt_ids
-        tokens_T, valid_T = np.zeros(width, np.int32), np.zeros(width, bool)
-        tokens_T[start - len(prompt) : start] = prompt
-        tokens_T[start : start + count] = row.completion.ids
-        valid_T[start - len(prompt) : start + count] = True
-        mask_C, logprobs_C = np.zeros(num_columns, np.float32), np.zeros(num_columns, np.float32)
-        trained = row.completion.ended or not params.mask_truncated_completions
-        mask_C[:count] = float(trained)
-        logprobs_C[:count] = row.completion.sampler_logprobs
-        values = (tokens_T, valid_T, mask_C, np.float32(row.advantage), logprobs_C)
-        for field, value in zip(fields, values, strict=True):
-            field.append(np.asarray(value))
-    return fields
+def empty(shape: PieceShape, *, num_microbatches: int, num_shards: int) -> TrainBatch:
+    """A batch of nothing, all zeros, NumPy: for its shapes, or to be filled."""
+    lead = (num_microbatches, num_shards)
+    y, e, s = shape.num_prompts, shape.num_lines, shape.num_rows
+    ints = lambda *sizes: np.zeros((*lead, *sizes), np.int32)  # noqa: E731
+    floats = lambda *sizes: np.zeros((*lead, *sizes), np.float32)  # noqa: E731
+    return TrainBatch(
+        packed=PackedTokens(
+            prompts_UYZ=ints(y, shape.prompt_columns),
+            prompt_length_UY=ints(y),
+            lines_UEW=ints(e, shape.line_columns),
+            segments_UEW=ints(e, shape.line_columns),
+            positions_UEW=ints(e, shape.line_columns),
+            prompt_of_line_UE=ints(e),
+        ),
+        source_AUQ=ints(shape.num_places),
+        targets_AUQ=ints(shape.num_places),
+        start_AUS=ints(s),
+        completion_mask_AUSC=floats(s, shape.completion_columns),
+        advantages_AUS=floats(s),
+        sampler_logprobs_AUSC=floats(s, shape.completion_columns),
+    )
 
 
-def _stack(rows: list[np.ndarray], microbatch_rows: int) -> np.ndarray:
-    stacked = np.stack(rows)
-    return stacked.reshape(-1, microbatch_rows, *stacked.shape[1:])
+def _at(field: object, index: tuple[int, int]) -> object:
+    """Views of one piece."""
+    if isinstance(field, PackedTokens):
+        return PackedTokens(*(array[index] for array in field))
+    return None if field is None else field[index]  # type: ignore[index]
+
+
+def _fill(piece: TrainBatch, lines: Piece, shape: PieceShape, params: BatchParams) -> None:
+    """Writes one piece into its views."""
+    packed, prompts = piece.packed, shape.num_prompts * shape.prompt_columns
+    seen: dict[tuple[int, ...], int] = {}  # prompt -> its place
+    s = 0
+    for e, line in enumerate(lines):
+        column, place = 0, e * (shape.num_places // shape.num_lines)
+        line_start = prompts + e * shape.line_columns
+        for segment, row in enumerate(line, start=1):
+            prompt, ids = row.problem.prompt_ids, row.completion.ids
+            count, before = len(ids), prompts and seen.setdefault(prompt, len(seen))
+            if prompts:
+                packed.prompts_UYZ[before, : len(prompt)] = prompt
+                packed.prompt_length_UY[before] = len(prompt)
+                packed.prompt_of_line_UE[e] = before
+                last = before * shape.prompt_columns + len(prompt) - 1
+            else:
+                _write(packed, e, column, prompt, segment, first_position=0)
+                column += len(prompt)
+                last = line_start + column - 1
+            _write(packed, e, column, ids, segment, first_position=len(prompt))
+            piece.source_AUQ[place] = last
+            piece.source_AUQ[place + 1 : place + count] = line_start + column + np.arange(count - 1)
+            piece.targets_AUQ[place : place + count] = ids
+            piece.start_AUS[s] = place
+            trained = row.completion.ended or not params.mask_truncated_completions
+            piece.completion_mask_AUSC[s, :count] = float(trained)
+            piece.sampler_logprobs_AUSC[s, :count] = row.completion.sampler_logprobs
+            piece.advantages_AUS[s] = row.advantage
+            column, place, s = column + count, place + count, s + 1
+
+
+def _write(
+    packed: PackedTokens, e: int, column: int, ids: Sequence[int], segment: int, *, first_position: int
+) -> None:
+    span = slice(column, column + len(ids))
+    packed.lines_UEW[e, span] = ids
+    packed.segments_UEW[e, span] = segment
+    packed.positions_UEW[e, span] = first_position + np.arange(len(ids))

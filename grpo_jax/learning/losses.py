@@ -8,6 +8,7 @@ microbatches. All arrays are float32 `[B, C]` over completion positions; masked 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,38 +46,39 @@ def kl_k3(logprobs_BC: jax.Array, ref_logprobs_BC: jax.Array) -> jax.Array:
     return jnp.expm1(difference_BC) - difference_BC
 
 
-def sequence_mean(mask_NC: jax.Array, *, max_completion_length: int, rollout_tokens: jax.Array) -> jax.Array:
+class Totals(NamedTuple):
+    """What a minibatch's loss is divided by: float32 scalars over all its microbatches and processes."""
+
+    num_rows: Any  # completions, trained on or not
+    minibatch_tokens: Any  # trained on
+    rollout_tokens: Any  # trained tokens of the step over its number of minibatches
+
+
+def sequence_mean(mask_BC: jax.Array, *, max_completion_length: int, totals: Totals) -> jax.Array:
     """`grpo`: the mean over a completion's tokens, then over completions."""
-    lengths_N1 = jnp.maximum(mask_NC.sum(axis=1, keepdims=True), 1.0)
-    return mask_NC / lengths_N1 / mask_NC.shape[0]
+    lengths_B1 = jnp.maximum(mask_BC.sum(axis=1, keepdims=True), 1.0)
+    return mask_BC / lengths_B1 / totals.num_rows
 
 
-def constant_length(
-    mask_NC: jax.Array, *, max_completion_length: int, rollout_tokens: jax.Array
-) -> jax.Array:
+def constant_length(mask_BC: jax.Array, *, max_completion_length: int, totals: Totals) -> jax.Array:
     """`dr_grpo`: every token weighs 1 / (completions * max_completion_length).
 
     Source: Liu et al. 2025, "Understanding R1-Zero-like training".
     """
-    return mask_NC / (mask_NC.shape[0] * max_completion_length)
+    return mask_BC / (totals.num_rows * max_completion_length)
 
 
-def rollout_token_mean(
-    mask_NC: jax.Array, *, max_completion_length: int, rollout_tokens: jax.Array
-) -> jax.Array:
+def rollout_token_mean(mask_BC: jax.Array, *, max_completion_length: int, totals: Totals) -> jax.Array:
     """`dapo`: every token of the step weighs the same, in whichever minibatch it is.
 
-    `rollout_tokens` is the number of trained tokens of the whole step over the number of minibatches.
     Source: Yu et al. 2025 (DAPO), equation 8.
     """
-    return mask_NC / jnp.maximum(rollout_tokens, 1.0)
+    return mask_BC / jnp.maximum(totals.rollout_tokens, 1.0)
 
 
-def minibatch_token_mean(
-    mask_NC: jax.Array, *, max_completion_length: int, rollout_tokens: jax.Array
-) -> jax.Array:
+def minibatch_token_mean(mask_BC: jax.Array, *, max_completion_length: int, totals: Totals) -> jax.Array:
     """`bnpo`: the mean over the tokens of the minibatch."""
-    return mask_NC / jnp.maximum(mask_NC.sum(), 1.0)
+    return mask_BC / jnp.maximum(totals.minibatch_tokens, 1.0)
 
 
 TOKEN_WEIGHTS: dict[str, Callable[..., jax.Array]] = {

@@ -53,9 +53,9 @@ def supervised_update(
     """
 
     def loss(params: Any) -> jax.Array:
-        logprobs_BC, _ = update.completion_logprobs(model, params, batch, loss=_PLAIN, compute=compute)
-        mask_BC = batch.completion_mask_ABC
-        return -(logprobs_BC * mask_BC).sum() / jnp.maximum(mask_BC.sum(), 1.0)
+        logprobs_USC, _ = update.completion_logprobs(model, params, batch, loss=_PLAIN, compute=compute)
+        mask_USC = batch.completion_mask_AUSC
+        return -(logprobs_USC * mask_USC).sum() / jnp.maximum(mask_USC.sum(), 1.0)
 
     value, gradients = jax.value_and_grad(loss)(state.params)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)

@@ -1,9 +1,9 @@
 """Log-probabilities and entropies of completion tokens without an array of [B, T, V].
 
-The head runs over tiles of positions; each tile's logits live only while its log-sum-exp, its targets'
-logits and its entropy are taken, in float32. The backward pass makes the tile's logits again and keeps
-nothing but the log-sum-exp and the entropy. Rows stay whole in every tile, so a tile is cut over the mesh
-as its rows are.
+The head runs over tiles of places; each tile's logits live only while its log-sum-exp, its targets' logits
+and its entropy are taken, in float32. The backward pass makes a tile's logits again and keeps nothing but
+the log-sum-exp and the entropy; where one tile holds all places, its logits stay for it, since it would make
+the same array again. Rows stay whole in every tile, so a tile is cut over the mesh as its rows are.
 """
 
 from __future__ import annotations
@@ -14,18 +14,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-TILE_TOKENS = 1024  # logits of one tile: TILE_TOKENS * V * 4 bytes over all devices (622 MB for Qwen)
+TILE_BYTES = {
+    "cpu": 128 << 20,
+    "default": 640 << 20,
+}  # of one device's logits: 1,102 tokens of Qwen's on a GPU
+LEAST_TILE = 128  # tokens: fewer would read the head for too little work
 _NEVER = -1e30  # finite: its probability is 0 and 0 * logit stays 0 in the entropy
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def token_logprobs(
     hidden_BCD: jax.Array,
     head_VD: jax.Array,
     targets_BC: jax.Array,
+    *,
     temperature: float,
     num_valid_ids: int,
-    tile_tokens: int = TILE_TOKENS,
+    tile_columns: int = 0,
+    entropy_gradient: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each target and entropy of each distribution, in nats.
 
@@ -35,79 +40,121 @@ def token_logprobs(
         targets_BC: int32.
         temperature: divides the logits; 0 counts as 1, as in `sampling/token_choice.py`.
         num_valid_ids: ids from here on have probability 0, as for the sampler.
-        tile_tokens: about how many tokens' logits exist at once.
+        tile_columns: columns of a row whose logits exist at once; 0: by `TILE_BYTES`, one row a device.
+        entropy_gradient: the entropy is differentiated too; without it, it is a constant to the gradient.
 
-    Returns: two float32 `[B, C]`. Both can be differentiated.
+    Returns: two float32 `[B, C]`.
     """
-    return _forward(hidden_BCD, head_VD, targets_BC, temperature, num_valid_ids, tile_tokens)[0]
+    tile_columns = tile_columns or default_tile(head_VD.shape[0])
+    return _token_logprobs(
+        hidden_BCD, head_VD, targets_BC, temperature, num_valid_ids, tile_columns, entropy_gradient
+    )
 
 
-def _forward(hidden_BCD, head_VD, targets_BC, temperature, num_valid_ids, tile_tokens):
+def default_tile(vocab_size: int, platform: str | None = None) -> int:
+    """Tokens whose float32 logits fill `TILE_BYTES`."""
+    limit = TILE_BYTES.get(platform or jax.default_backend(), TILE_BYTES["default"])
+    return max(limit // (4 * vocab_size) // 8 * 8, LEAST_TILE)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _token_logprobs(hidden_BCD, head_VD, targets_BC, temperature, num_valid, tile_columns, entropy_gradient):
+    tiles = _cut((hidden_BCD, targets_BC), tile_columns)
     head = head_VD.astype(hidden_BCD.dtype)
-
-    def tile(_, inputs):
-        hidden_BcD, targets_Bc = inputs
-        logits_BcV = _tile_logits(hidden_BcD, head, temperature, num_valid_ids)
-        log_sum_Bc = jax.nn.logsumexp(logits_BcV, axis=-1)
-        chosen_Bc = jnp.take_along_axis(logits_BcV, targets_Bc[..., None], axis=-1)[..., 0]
-        logprob_BcV = logits_BcV - log_sum_Bc[..., None]
-        entropy_Bc = -(jnp.exp(logprob_BcV) * logprob_BcV).sum(axis=-1)  # no difference of large numbers
-        return None, (jnp.minimum(chosen_Bc - log_sum_Bc, 0.0), entropy_Bc, log_sum_Bc)
-
-    tiles = _cut((hidden_BCD, targets_BC), tile_tokens)
-    _, outputs = jax.lax.scan(tile, None, tiles)
-    logprobs_BC, entropy_BC, log_sum_BC = (_join(x, targets_BC.shape[1]) for x in outputs)
-    return (logprobs_BC, entropy_BC), (hidden_BCD, head_VD, targets_BC, log_sum_BC, entropy_BC)
+    read = partial(_read_tile, head, temperature=temperature, num_valid=num_valid)
+    scored = _over_tiles(lambda tile: read(*tile)[0][:2], tiles)
+    return tuple(_join(x, targets_BC.shape[1]) for x in scored)
 
 
-def _backward(temperature, num_valid_ids, tile_tokens, saved, gradients):
-    hidden_BCD, head_VD, targets_BC, log_sum_BC, entropy_BC = saved
+def _forward(hidden_BCD, head_VD, targets_BC, temperature, num_valid, tile_columns, entropy_gradient):
+    tiles = _cut((hidden_BCD, targets_BC), tile_columns)
+    head = head_VD.astype(hidden_BCD.dtype)
+    read = partial(_read_tile, head, temperature=temperature, num_valid=num_valid)
+    logits = None
+    if len(tiles[0]) == 1:
+        scored, logits_BcV = read(*(x[0] for x in tiles))
+        scored, logits = tuple(x[None] for x in scored), logits_BcV[None]
+    else:
+        scored = _over_tiles(lambda tile: read(*tile)[0], tiles)
+    logprobs_BC, entropy_BC, log_sum_BC = (_join(x, targets_BC.shape[1]) for x in scored)
+    return (logprobs_BC, entropy_BC), (hidden_BCD, head_VD, targets_BC, log_sum_BC, entropy_BC, logits)
+
+
+def _backward(temperature, num_valid, tile_columns, entropy_gradient, saved, gradients):
+    hidden_BCD, head_VD, targets_BC, log_sum_BC, entropy_BC, logits = saved
     head = head_VD.astype(hidden_BCD.dtype)
     scale = 1.0 / (temperature or 1.0)
 
-    def tile(head_gradient_VD, inputs):
+    def of_tile(inputs, logits_BcV=None):
         hidden_BcD, targets_Bc, log_sum_Bc, entropy_Bc, of_logprob_Bc, of_entropy_Bc = inputs
-        logits_BcV = _tile_logits(hidden_BcD, head, temperature, num_valid_ids)
+        if logits_BcV is None:
+            logits_BcV = _tile_logits(head, hidden_BcD, temperature, num_valid)
         logprob_BcV = logits_BcV - log_sum_Bc[..., None]
-        probability_BcV = jnp.exp(logprob_BcV)
-        # d logprob = onehot - p;  d entropy = -p * (log p + entropy)
-        through_p_BcV = of_logprob_Bc[..., None] + of_entropy_Bc[..., None] * (
-            logprob_BcV + entropy_Bc[..., None]
-        )
+        through_p = of_logprob_Bc[..., None]
+        if entropy_gradient:  # d logprob = onehot - p;  d entropy = -p * (log p + entropy)
+            through_p = through_p + of_entropy_Bc[..., None] * (logprob_BcV + entropy_Bc[..., None])
         is_target_BcV = jax.lax.broadcasted_iota(jnp.int32, logits_BcV.shape, 2) == targets_Bc[..., None]
         gradient_BcV = (
-            jnp.where(is_target_BcV, of_logprob_Bc[..., None], 0.0) - probability_BcV * through_p_BcV
+            jnp.where(is_target_BcV, of_logprob_Bc[..., None], 0.0) - jnp.exp(logprob_BcV) * through_p
         )
         gradient_BcV = (gradient_BcV * scale).astype(hidden_BcD.dtype)
         hidden_gradient_BcD = jnp.einsum("BcV,VD->BcD", gradient_BcV, head)
-        head_gradient_VD = head_gradient_VD + jnp.einsum(
+        head_gradient_VD = jnp.einsum(
             "BcV,BcD->VD", gradient_BcV, hidden_BcD, preferred_element_type=jnp.float32
         )
         return head_gradient_VD, hidden_gradient_BcD
 
-    tiles = _cut((hidden_BCD, targets_BC, log_sum_BC, entropy_BC, *gradients), tile_tokens)
-    head_gradient_VD, hidden_gradient = jax.lax.scan(tile, jnp.zeros(head_VD.shape, jnp.float32), tiles)
-    hidden_gradient_BCD = _join(hidden_gradient, targets_BC.shape[1])
-    return hidden_gradient_BCD, head_gradient_VD.astype(head_VD.dtype), None
+    def add_tile(head_gradient_VD, tile):
+        of_head_VD, of_hidden_BcD = of_tile(tile)
+        return head_gradient_VD + of_head_VD, of_hidden_BcD
+
+    tiles = _cut((hidden_BCD, targets_BC, log_sum_BC, entropy_BC, *gradients), tile_columns)
+    if logits is not None:
+        head_gradient_VD, of_hidden_BcD = of_tile(tuple(x[0] for x in tiles), logits[0])
+        of_hidden = of_hidden_BcD[None]
+    else:
+        head_gradient_VD, of_hidden = jax.lax.scan(add_tile, jnp.zeros(head_VD.shape, jnp.float32), tiles)
+    return _join(of_hidden, targets_BC.shape[1]), head_gradient_VD.astype(head_VD.dtype), None
 
 
-token_logprobs.defvjp(_forward, _backward)
+_token_logprobs.defvjp(_forward, _backward)
 
 
-def _tile_logits(
-    hidden_BcD: jax.Array, head_VD: jax.Array, temperature: float, num_valid_ids: int
-) -> jax.Array:
+def _over_tiles(function: Any, tiles: tuple[jax.Array, ...]) -> Any:
+    return jax.lax.scan(lambda _, tile: (None, function(tile)), None, tiles)[1]
+
+
+def _read_tile(
+    head_VD: jax.Array, hidden_BcD: jax.Array, targets_Bc: jax.Array, *, temperature: float, num_valid: int
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """(log-probability, entropy, log-sum-exp) `[B, c]` and the logits that they come from."""
+    logits_BcV = _tile_logits(head_VD, hidden_BcD, temperature, num_valid)
+    largest_Bc = logits_BcV.max(axis=-1)
+    below_BcV = logits_BcV - largest_Bc[..., None]
+    weight_BcV = jnp.exp(below_BcV)
+    total_Bc = weight_BcV.sum(axis=-1)
+    log_total_Bc = jnp.log(total_Bc)
+    # both terms count from the largest logit: no difference of large numbers
+    entropy_Bc = log_total_Bc - (weight_BcV * below_BcV).sum(axis=-1) / total_Bc
+    chosen_Bc = jnp.take_along_axis(logits_BcV, targets_Bc[..., None], axis=-1)[..., 0]
+    log_sum_Bc = largest_Bc + log_total_Bc
+    return (jnp.minimum(chosen_Bc - log_sum_Bc, 0.0), entropy_Bc, log_sum_Bc), logits_BcV
+
+
+def _tile_logits(head_VD: jax.Array, hidden_BcD: jax.Array, temperature: float, num_valid: int) -> jax.Array:
     logits_BcV = jnp.einsum("BcD,VD->BcV", hidden_BcD, head_VD, preferred_element_type=jnp.float32)
+    logits_BcV = logits_BcV / (temperature or 1.0)
+    if num_valid >= head_VD.shape[0]:
+        return logits_BcV
     ids_BcV = jax.lax.broadcasted_iota(jnp.int32, logits_BcV.shape, 2)
-    return jnp.where(ids_BcV < num_valid_ids, logits_BcV / (temperature or 1.0), _NEVER)
+    return jnp.where(ids_BcV < num_valid, logits_BcV, _NEVER)
 
 
-def _cut(arrays: tuple[jax.Array, ...], tile_tokens: int) -> Any:
+def _cut(arrays: tuple[jax.Array, ...], tile_columns: int) -> tuple[jax.Array, ...]:
     """Each `[B, C, ...]` -> `[tiles, B, c, ...]`, padded with zeros behind."""
     num_rows, length = arrays[0].shape[:2]
-    num_tiles = min(length, max(1, -(-num_rows * length // tile_tokens)))
+    num_tiles = max(1, -(-length // tile_columns))
     width = -(-length // num_tiles)
-    num_tiles = -(-length // width)  # rounding the width up may have left whole tiles of padding
 
     def cut(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, num_tiles * width - length), *((0, 0),) * (x.ndim - 2)))

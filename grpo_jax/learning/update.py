@@ -1,15 +1,15 @@
 """The learning step: score a batch where that is needed, then one jitted, donated update a minibatch.
 
-A minibatch is A microbatches of B rows. One jitted loop takes the gradient of each in turn and adds them
-up; the optimizer runs once at its end. Microbatches are ordered so that those without any signal come
-last, and the loop stops before them: its length is an argument, not a shape. The loss and its gradient do
-not depend on the cut, because token weights are computed for the whole minibatch first.
+A minibatch is A microbatches of U pieces, one a row shard. One jitted loop takes the gradient of each in turn
+and adds them up; the optimizer runs once at its end. The loop stops where microbatches are empty: its length is
+an argument, not a shape. The loss and its gradient do not depend on the cut, because what they are divided by
+is known for the whole minibatch first.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from grpo_jax import distributed
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import losses, train_state
 from grpo_jax.learning.batches import Minibatch
+from grpo_jax.learning.losses import Totals
 from grpo_jax.learning.token_logprobs import token_logprobs
 from grpo_jax.learning.train_state import TrainState
 from grpo_jax.models.decoder import Model, Params
@@ -47,6 +48,17 @@ class ComputeParams:
     dtype: Any  # of activations and of weights in matmuls
     remat: str  # key of `decoder.REMAT_POLICIES`
     num_valid_ids: int  # ids from here on have probability 0
+    attention: str = "xla"  # key of `packed_attention.PACKED_ATTENTIONS`
+    tile_tokens: int = 0  # whose logits one device holds at once; 0: by `token_logprobs.TILE_BYTES`
+
+
+Assemble = Callable[[Any, Any, jax.Array | None], Params]
+"""`assemble(trained, frozen, key) -> params` of the model; key: of dropout, None without. LoRA brings its own."""
+
+
+def all_trained(trained: Any, frozen: Any, key: jax.Array | None) -> Params:
+    """Full fine-tuning: what is trained is the model."""
+    return trained
 
 
 class Learner:
@@ -61,16 +73,23 @@ class Learner:
         shapes: Any,
         loss: LossParams,
         compute: ComputeParams,
+        assemble: Assemble = all_trained,
     ):
         self.mesh, self.beta = mesh, loss.beta
         state = mesh_lib.parameter_shardings(mesh, train_state.shapes(tx, shapes))
-        score = partial(score_batch, model, loss=loss, compute=compute)
+        score = partial(score_batch, model, assemble, loss=loss, compute=compute)
         self.score = jax.jit(score, out_shardings=mesh_lib.rows(mesh, leading=1))
-        update = partial(update_state, model, tx, loss=loss, compute=compute)
+        update = partial(update_state, model, tx, assemble, loss=loss, compute=compute)
         self.update = jax.jit(update, donate_argnums=0, out_shardings=(state, mesh_lib.replicated(mesh)))
 
     def learn(
-        self, state: TrainState, minibatches: Sequence[Minibatch], *, ref_params: Params, num_iterations: int
+        self,
+        state: TrainState,
+        minibatches: Sequence[Minibatch],
+        *,
+        ref_params: Params,
+        num_iterations: int,
+        frozen: Any = None,
     ) -> tuple[TrainState, dict[str, float]]:
         """All updates of one rollout: `num_iterations` passes over its minibatches.
 
@@ -79,40 +98,64 @@ class Learner:
 
         Returns: the new state; metrics, averaged over updates (the gap's largest, where it says max).
         """
-        tokens = sum(float(part.batch.completion_mask_ABC.sum()) for part in minibatches)
-        all_tokens = float(distributed.gather(np.array([tokens], np.float64)).sum())
+        totals = self.totals(minibatches)
         counts = [jnp.int32(n) for n in distributed.largest([part.num_active for part in minibatches])]
         on_mesh = [mesh_lib.put_rows(self.mesh, part.batch, leading=1) for part in minibatches]
-        if len(minibatches) * num_iterations > 1:
-            on_mesh = [b._replace(old_logprobs_ABC=self.score(state.params, b)) for b in on_mesh]
+        parts = list(zip(on_mesh, counts, totals, strict=True))
+        if len(parts) * num_iterations > 1:
+            parts = [
+                (b._replace(old_logprobs_AUSC=self.score(state.params, frozen, b, n)), n, t)
+                for b, n, t in parts
+            ]
         if self.beta:
-            on_mesh = [b._replace(ref_logprobs_ABC=self.score(ref_params, b)) for b in on_mesh]
+            ref = (None, frozen) if ref_params is None else (ref_params, None)
+            parts = [(b._replace(ref_logprobs_AUSC=self.score(*ref, b, n)), n, t) for b, n, t in parts]
         history = []
         for _ in range(num_iterations):
-            for batch, count in zip(on_mesh, counts, strict=True):
-                state, metrics = self.update(state, batch, count, jnp.float32(all_tokens / len(on_mesh)))
+            for part in parts:
+                state, metrics = self.update(state, frozen, *part)
                 history.append(metrics)
         return state, _averaged(jax.device_get(history))
 
+    def totals(self, minibatches: Sequence[Minibatch]) -> list[Totals]:
+        """What a minibatch's loss is divided by, over all processes."""
+        local = [[float(part.batch.completion_mask_AUSC.sum()), part.num_rows] for part in minibatches]
+        sums = distributed.gather(np.array([local], np.float64)).sum(axis=0)
+        of_rollout = sums[:, 0].sum() / len(minibatches)
+        return [Totals(*map(np.float32, (rows, tokens, of_rollout))) for tokens, rows in sums]
+
 
 def score_batch(
-    model: Model, params: Params, batch: TrainBatch, *, loss: LossParams, compute: ComputeParams
+    model: Model,
+    assemble: Assemble,
+    trained: Any,
+    frozen: Any,
+    batch: TrainBatch,
+    num_active: jax.Array,
+    *,
+    loss: LossParams,
+    compute: ComputeParams,
 ) -> jax.Array:
-    """Log-probabilities float32 `[A, B, C]` of a batch's completion tokens, without gradients."""
+    """Log-probabilities float32 `[A, U, S, C]` of a batch's completion tokens, without gradients."""
+    params = assemble(trained, frozen, None)
 
-    def score_microbatch(microbatch: TrainBatch) -> jax.Array:
-        return completion_logprobs(model, params, microbatch, loss=loss, compute=compute)[0]
+    def score_microbatch(i, scored_AUSC):
+        microbatch = jax.tree.map(lambda x: x[i], batch)
+        logprobs_USC, _ = completion_logprobs(model, params, microbatch, loss=loss, compute=compute)
+        return scored_AUSC.at[i].set(logprobs_USC)
 
-    return jax.lax.map(score_microbatch, batch)
+    return jax.lax.fori_loop(0, num_active, score_microbatch, jnp.zeros_like(batch.completion_mask_AUSC))
 
 
 def update_state(
     model: Model,
     tx: optax.GradientTransformation,
+    assemble: Assemble,
     state: TrainState,
+    frozen: Any,
     batch: TrainBatch,
     num_active: jax.Array,
-    rollout_tokens: jax.Array,
+    totals: Totals,
     *,
     loss: LossParams,
     compute: ComputeParams,
@@ -120,21 +163,26 @@ def update_state(
     """One optimizer update on one minibatch.
 
     Args:
-        num_active: int32; only the first so many microbatches can have a gradient.
-        rollout_tokens: float32; trained tokens of the step over the number of minibatches.
+        frozen: what `assemble` wants beside the trained parameters.
+        num_active: int32; only the first so many microbatches hold anything.
+        totals: what the loss is divided by.
 
     Returns: the new state and float32 scalars: `loss`, `entropy`, `clip_ratio/region_mean`, `grad_norm`, the
         gap between the sampler's log-probabilities and the trainer's, and `kl` where there is a reference.
     """
-    weights_ABC = _token_weights(batch.completion_mask_ABC, loss, rollout_tokens)
-    loss_and_grad = jax.value_and_grad(
-        partial(microbatch_loss, model, loss=loss, compute=compute), has_aux=True
-    )
+
+    def microbatch_objective(trained, microbatch, key):
+        params = assemble(trained, frozen, key)
+        return microbatch_loss(model, params, microbatch, totals, loss=loss, compute=compute)
+
+    loss_and_grad = jax.value_and_grad(microbatch_objective, has_aux=True)
+    update_key = jax.random.fold_in(jax.random.key(0), state.num_updates)
 
     def accumulate(i, carry):
         gradients, sums, largest = carry
-        microbatch, weights_BC = jax.tree.map(lambda x: x[i], (batch, weights_ABC))
-        (value, (new_sums, new_largest)), new = loss_and_grad(state.params, microbatch, weights_BC)
+        microbatch = jax.tree.map(lambda x: x[i], batch)
+        key = jax.random.fold_in(update_key, i)
+        (value, (new_sums, new_largest)), new = loss_and_grad(state.params, microbatch, key)
         new_sums["loss"] = value
         add = partial(jax.tree.map, jnp.add)
         return add(gradients, new), add(sums, new_sums), jax.tree.map(jnp.maximum, largest, new_largest)
@@ -165,30 +213,34 @@ def microbatch_loss(
     model: Model,
     params: Params,
     batch: TrainBatch,
-    weights_BC: jax.Array,
+    totals: Totals,
     *,
     loss: LossParams,
     compute: ComputeParams,
 ) -> tuple[jax.Array, tuple[dict, dict]]:
     """The loss of one microbatch (arrays without the A axis) and sums and maxima for the metrics."""
-    mask_BC = batch.completion_mask_ABC
-    logprobs_BC, entropy_BC = completion_logprobs(model, params, batch, loss=loss, compute=compute)
+    flat = lambda x: None if x is None else x.reshape(-1, *x.shape[2:])  # noqa: E731
+    logprobs_BC, entropy_BC = map(flat, completion_logprobs(model, params, batch, loss=loss, compute=compute))
+    mask_BC = flat(batch.completion_mask_AUSC)
+    weights_BC = losses.TOKEN_WEIGHTS[loss.loss_type](
+        mask_BC, max_completion_length=loss.max_completion_length, totals=totals
+    )
     # Masked positions hold anything; made equal to the policy's own they drop out of every ratio.
     own_BC = jax.lax.stop_gradient(logprobs_BC)
-    fill = lambda x_BC: own_BC if x_BC is None else jnp.where(mask_BC > 0, x_BC, own_BC)  # noqa: E731
-    old_BC = fill(batch.old_logprobs_ABC)
+    fill = lambda x: own_BC if x is None else jnp.where(mask_BC > 0, flat(x), own_BC)  # noqa: E731
+    old_BC = fill(batch.old_logprobs_AUSC)
     token_loss_BC, clipped_BC = losses.clipped_policy_loss(
         logprobs_BC,
         old_BC,
-        batch.advantages_AB,
+        flat(batch.advantages_AUS),
         epsilon=loss.epsilon,
         epsilon_high=loss.epsilon_high,
     )
     kl_BC = jnp.zeros_like(token_loss_BC)
     if loss.beta:
-        kl_BC = losses.kl_k3(logprobs_BC, fill(batch.ref_logprobs_ABC))
+        kl_BC = losses.kl_k3(logprobs_BC, fill(batch.ref_logprobs_AUSC))
         token_loss_BC = token_loss_BC + loss.beta * kl_BC
-    gap_BC = jnp.abs(fill(batch.sampler_logprobs_ABC) - old_BC)
+    gap_BC = jnp.abs(fill(batch.sampler_logprobs_AUSC) - old_BC)
     sums = {
         "tokens": mask_BC.sum(),
         "kl": (kl_BC * mask_BC).sum(),
@@ -203,21 +255,28 @@ def microbatch_loss(
 def completion_logprobs(
     model: Model, params: Params, batch: TrainBatch, *, loss: LossParams, compute: ComputeParams
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities and entropies float32 `[B, C]` of one microbatch's completion columns.
+    """Log-probabilities and entropies float32 `[U, S, C]` of one microbatch's completions.
 
-    Only the C positions that predict completion tokens pass through the head.
+    Only the Q places that hold completion tokens pass through the head.
     """
-    tokens_BT, num_columns = batch.tokens_ABT, batch.completion_mask_ABC.shape[-1]
-    hidden_BTD = model.hidden_states(
-        params, tokens_BT, batch.valid_ABT, dtype=compute.dtype, remat=compute.remat
+    hidden_UTD = model.packed_hidden_states(
+        params, batch.packed, dtype=compute.dtype, remat=compute.remat, attention=compute.attention
     )
-    return token_logprobs(
-        hidden_BTD[:, -num_columns - 1 : -1],
+    scored_UQ = token_logprobs(
+        jnp.take_along_axis(hidden_UTD, batch.source_AUQ[..., None], axis=1),
         model.head(params),
-        tokens_BT[:, -num_columns:],
-        loss.temperature,
-        compute.num_valid_ids,
+        batch.targets_AUQ,
+        temperature=loss.temperature,
+        num_valid_ids=compute.num_valid_ids,
+        tile_columns=compute.tile_tokens,
     )
+    num_columns, num_places = batch.completion_mask_AUSC.shape[-1], batch.targets_AUQ.shape[-1]
+    place_USC = jnp.minimum(batch.start_AUS[..., None] + jnp.arange(num_columns)[None, None], num_places - 1)
+
+    def by_completion(x_UQ: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(x_UQ[:, None], place_USC, axis=2)
+
+    return by_completion(scored_UQ[0]), by_completion(scored_UQ[1])
 
 
 def _averaged(history: list[dict[str, np.ndarray]]) -> dict[str, float]:
@@ -225,11 +284,3 @@ def _averaged(history: list[dict[str, np.ndarray]]) -> dict[str, float]:
         name: float((np.max if name.endswith("/max") else np.mean)([metrics[name] for metrics in history]))
         for name in history[0]
     }
-
-
-def _token_weights(mask_ABC: jax.Array, loss: LossParams, rollout_tokens: jax.Array) -> jax.Array:
-    flat_NC = mask_ABC.reshape(-1, mask_ABC.shape[-1])
-    weights_NC = losses.TOKEN_WEIGHTS[loss.loss_type](
-        flat_NC, max_completion_length=loss.max_completion_length, rollout_tokens=rollout_tokens
-    )
-    return weights_NC.reshape(mask_ABC.shape)

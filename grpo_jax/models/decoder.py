@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from grpo_jax.models import layers, quantised
+from grpo_jax.models import layers, packed_attention, quantised
 from grpo_jax.models.spec import ModelSpec
+from grpo_jax.structs import PackedTokens
 
 Params = Any
 """Nested dictionary of arrays; see `Decoder` for the names."""
@@ -73,12 +74,40 @@ class Model:
             dtype: of activations and of weights inside matmuls.
             remat: key of `REMAT_POLICIES`: what the backward pass recomputes.
         """
-        positions_BT = positions(valid_BT)
-        rope = layers.rope_tables(positions_BT, self.spec)
         mask_BTS = layers.causal_mask(valid_BT)
 
         def attend(q_BTKMH, k_BTKH, v_BTKH):
             return layers.attend_row(mask_BTS, q_BTKMH, k_BTKH, v_BTKH), None
+
+        return self._run_stacked(params, tokens_BT, positions(valid_BT), attend, dtype=dtype, remat=remat)
+
+    def packed_hidden_states(
+        self, params: Params, packed: PackedTokens, *, dtype: Any, remat: str = "none", attention: str = "xla"
+    ) -> jax.Array:
+        """Normed hidden states `[U, T, D]` of pieces: their prompts, then their lines; stacked layers.
+
+        Args:
+            attention: key of `packed_attention.PACKED_ATTENTIONS`.
+        """
+        attend_packed = packed_attention.PACKED_ATTENTIONS[attention]
+
+        def attend(q_UTKMH, k_UTKH, v_UTKH):
+            return attend_packed(packed, q_UTKMH, k_UTKH, v_UTKH), None
+
+        tokens_UT, positions_UT = packed_attention.tokens(packed), packed_attention.positions(packed)
+        return self._run_stacked(params, tokens_UT, positions_UT, attend, dtype=dtype, remat=remat)
+
+    def _run_stacked(
+        self,
+        params: Params,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        attend: layers.Attend,
+        *,
+        dtype: Any,
+        remat: str,
+    ) -> jax.Array:
+        rope = layers.rope_tables(positions_BT, self.spec)
 
         def run_layer(x_BTD, layer_params):
             return nnx.merge(self.block, layer_params)(x_BTD, rope, attend)

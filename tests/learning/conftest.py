@@ -25,6 +25,7 @@ def meshes() -> dict[str, jax.sharding.Mesh]:
         "data 8": mesh_lib.create(data=8, fsdp=1, tensor=1),
         "fsdp 8": mesh_lib.create(data=1, fsdp=8, tensor=1),
         "tensor 2 x fsdp 4": mesh_lib.create(data=1, fsdp=4, tensor=2),
+        "data 2 x fsdp 2 x tensor 2": mesh_lib.create(data=2, fsdp=2, tensor=2),
     }
 
 

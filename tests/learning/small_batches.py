@@ -40,8 +40,14 @@ def batch_params(**changes: Any) -> BatchParams:
     settings = {
         "max_prompt_length": PROMPT,
         "max_completion_length": COMPLETION,
+        "num_generations": GENERATIONS,
+        "num_rows": ROWS,
         "num_minibatches": 1,
-        "microbatch_rows": 8,
+        "num_shards": 1,
+        "rows_per_device": 8,
+        "max_tokens_per_microbatch": 0,
+        "packing": 0,
+        "share_prompts": True,
         "mask_truncated_completions": False,
         "keep_rows_without_signal": True,
     }
@@ -75,6 +81,7 @@ def _completion(rng: np.random.Generator) -> Completion:
 def pack(
     rollout: Rollout, advantages_PG: np.ndarray, *, num_columns: int = COMPLETION, **changes: Any
 ) -> list[Minibatch]:
+    changes = {"num_rows": advantages_PG.size, "num_generations": advantages_PG.shape[1], **changes}
     return batches.pack(rollout, advantages_PG, num_columns=num_columns, params=batch_params(**changes))
 
 
@@ -86,7 +93,8 @@ def kept_gradient() -> optax.GradientTransformation:
     )
 
 
-def learner(model, shapes, *, mesh, tx=None, compute=COMPUTE, **changes: Any) -> Learner:
+def learner(model, shapes, *, mesh, tx=None, remat="none", tile_tokens=0, **changes: Any) -> Learner:
+    compute = dataclasses.replace(COMPUTE, remat=remat, tile_tokens=tile_tokens)
     return Learner(
         model,
         mesh=mesh,

@@ -57,7 +57,7 @@ def learned(get_learner, new_state):
     def learn(rollout: Rollout, temperature: float) -> dict[str, float]:
         learner = get_learner("one device", temperature=temperature)
         advantages_PG = np.ones((PROBLEMS, GENERATIONS), np.float32)
-        minibatches = small_batches.pack(rollout, advantages_PG, microbatch_rows=PROBLEMS * GENERATIONS)
+        minibatches = small_batches.pack(rollout, advantages_PG, rows_per_device=PROBLEMS * GENERATIONS)
         return learner.learn(new_state("one device"), minibatches, ref_params=None, num_iterations=1)[1]
 
     return learn

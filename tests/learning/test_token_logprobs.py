@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.learning.token_logprobs import token_logprobs
+from grpo_jax.learning.token_logprobs import default_tile, token_logprobs
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 3, 7, 8, 50
 
@@ -45,7 +45,17 @@ def plain_gradients(inputs, *, temperature: float, num_valid: int):
 
 @functools.partial(jax.jit, static_argnames=("temperature", "num_valid", "tile"))
 def tiled(hidden, head, targets, cotangents, *, temperature=1.0, num_valid=VOCABULARY, tile=1024):
-    function = lambda hidden, head: token_logprobs(hidden, head, targets, temperature, num_valid, tile)  # noqa: E731
+    def function(hidden, head):
+        return token_logprobs(
+            hidden,
+            head,
+            targets,
+            temperature=temperature,
+            num_valid_ids=num_valid,
+            tile_columns=tile,
+            entropy_gradient=True,
+        )
+
     values, pullback = jax.vjp(function, hidden, head)
     return values, pullback(tuple(cotangents))
 
@@ -58,9 +68,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize(
-    "tile", [1, 4, 9, 1024]
-)  # one position a tile, two, three (which do not divide 7), all
+@pytest.mark.parametrize("tile", [1, 2, 3, 1024])  # columns; 2 and 3 do not divide 7; all in one
 def test_values_and_gradients_equal_the_plain_formula(inputs, settings, tile):
     (logprobs_BC, entropy_BC), gradients = tiled(*inputs, **settings, tile=tile)
     expected_logprobs, expected_entropy, _, _ = plain(*inputs[:3], **settings)
@@ -129,11 +137,32 @@ def test_bfloat16_hidden_states_round_the_matmul_only(inputs):
         np.testing.assert_allclose(np.asarray(ours, np.float32), exact, atol=0.01 * np.abs(exact).max())
 
 
+def test_without_its_gradient_the_entropy_is_a_constant(inputs):
+    hidden, head, targets, (of_logprob, _) = inputs
+    logprobs_alone = plain_gradients(
+        (hidden, head, targets, (of_logprob, 0 * of_logprob)), temperature=1.0, num_valid=VOCABULARY
+    )
+    scored = functools.partial(
+        token_logprobs, targets_BC=targets, temperature=1.0, num_valid_ids=VOCABULARY, tile_columns=2
+    )
+    _, pullback = jax.vjp(lambda hidden, head: scored(hidden, head), hidden, head)
+    for ours, expected in zip(pullback((of_logprob, 100 + of_logprob)), logprobs_alone, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_default_tile_has_a_fixed_size_in_bytes():
+    assert default_tile(151_936, "gpu") == 1104  # 640 MiB of float32 logits
+    assert default_tile(303_872, "gpu") == 552  # twice the ids, half the tokens, in steps of 8
+    assert default_tile(10_000_000, "cpu") == 128  # and never fewer
+
+
 def test_no_array_of_all_positions_and_all_ids_is_made(inputs):
     hidden, head, targets, _ = inputs
 
     def total(hidden, head):
-        logprobs, entropy = token_logprobs(hidden, head, targets, 1.0, VOCABULARY, ROWS)
+        logprobs, entropy = token_logprobs(
+            hidden, head, targets, temperature=1.0, num_valid_ids=VOCABULARY, tile_columns=1
+        )
         return (logprobs + entropy).sum()
 
     text = jax.jit(jax.grad(total, argnums=(0, 1))).lower(hidden, head).as_text()

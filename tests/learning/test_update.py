@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from grpo_jax.learning import train_state
+from tests.learning import small_batches
 from tests.learning.small_batches import (
     GENERATIONS,
     NUM_PROBLEMS,
@@ -20,11 +21,12 @@ from tests.learning.small_batches import (
     assert_same,
     in_order,
     learner,
-    pack,
     random_rollout,
 )
 
 BETA = 0.04
+
+pack = functools.partial(small_batches.pack, num_shards=8, rows_per_device=2)  # for the mesh data 8
 
 
 def test_the_first_update_is_on_policy(get_learner, new_state, off_policy, host_params):
@@ -37,9 +39,8 @@ def test_the_first_update_is_on_policy(get_learner, new_state, off_policy, host_
     assert metrics["clip_ratio/region_mean"] == 0
     # ratio 1: the loss is minus the mean advantage over tokens
     batch = pack(*off_policy)[0].batch
-    expected = (
-        -(batch.completion_mask_ABC * batch.advantages_AB[..., None]).sum() / batch.completion_mask_ABC.sum()
-    )
+    mask_AUSC = batch.completion_mask_AUSC
+    expected = -(mask_AUSC * batch.advantages_AUS[..., None]).sum() / mask_AUSC.sum()
     assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -55,8 +56,8 @@ def test_minibatches_of_a_policy_that_has_not_moved_are_on_policy_too(get_learne
     assert metrics["ratio/max"] == pytest.approx(1, abs=1e-6)
     assert metrics["kl"] == pytest.approx(0, abs=1e-6)
     # dapo: every token of the step weighs the same, so the mean over both is that of all tokens
-    mask = np.stack([part.batch.completion_mask_ABC for part in minibatches])
-    advantages = np.stack([part.batch.advantages_AB for part in minibatches])
+    mask = np.stack([part.batch.completion_mask_AUSC for part in minibatches])
+    advantages = np.stack([part.batch.advantages_AUS for part in minibatches])
     assert metrics["loss"] == pytest.approx(-(mask * advantages[..., None]).sum() / mask.sum(), rel=1e-4)
 
 
@@ -65,7 +66,7 @@ def test_the_second_pass_over_a_rollout_finds_a_policy_that_moved(
 ):
     tx = optax.sgd(0.05)
     used = learner(tiny_model, shapes, mesh=meshes["one device"], tx=tx)
-    minibatches = pack(*off_policy, microbatch_rows=24)
+    minibatches = pack(*off_policy, rows_per_device=24, num_shards=1)
     before = new_state("one device", tx)
     start = jax.device_get(before.params)
     state, metrics = used.learn(before, minibatches, ref_params=None, num_iterations=2)
@@ -89,7 +90,7 @@ def test_leaving_out_groups_without_signal_changes_no_gradient(get_learner, new_
     advantages_PG[1:] = 0.0  # six rows of 24 have signal
     everything = pack(rollout, advantages_PG, keep_rows_without_signal=True)
     shortened = pack(rollout, advantages_PG, keep_rows_without_signal=False)
-    assert (everything[0].num_active, shortened[0].num_active) == (3, 1)
+    assert (everything[0].num_active, shortened[0].num_active) == (2, 1)
     whole = on_policy_gradient(get_learner, new_state, everything)
     short = on_policy_gradient(get_learner, new_state, shortened)
     assert_same(short, whole, tolerance=1e-5)
@@ -124,10 +125,17 @@ def test_padding_may_hold_anything(get_learner, new_state, off_policy):
     (minibatch,) = pack(*off_policy)
     clean = on_policy_gradient(get_learner, new_state, [minibatch])
     batch, rng = minibatch.batch, np.random.default_rng(0)
-    noise = rng.integers(0, NUM_VALID, batch.tokens_ABT.shape).astype(np.int32)
+    packed, mask_AUSC = batch.packed, batch.completion_mask_AUSC
+    noise = lambda like: rng.integers(0, NUM_VALID, like.shape).astype(np.int32)  # noqa: E731
+    valid_AUYZ = np.arange(packed.prompts_UYZ.shape[-1]) < packed.prompt_length_UY[..., None]
     garbage = batch._replace(
-        tokens_ABT=np.where(batch.valid_ABT, batch.tokens_ABT, noise),
-        sampler_logprobs_ABC=np.where(batch.completion_mask_ABC > 0, batch.sampler_logprobs_ABC, -np.inf),
+        packed=packed._replace(
+            prompts_UYZ=np.where(valid_AUYZ, packed.prompts_UYZ, noise(packed.prompts_UYZ)),
+            lines_UEW=np.where(packed.segments_UEW > 0, packed.lines_UEW, noise(packed.lines_UEW)),
+            positions_UEW=np.where(packed.segments_UEW > 0, packed.positions_UEW, noise(packed.lines_UEW)),
+        ),
+        targets_AUQ=np.where(batch.targets_AUQ > 0, batch.targets_AUQ, noise(batch.targets_AUQ)),
+        sampler_logprobs_AUSC=np.where(mask_AUSC > 0, batch.sampler_logprobs_AUSC, -np.inf),
     )
     dirty = on_policy_gradient(get_learner, new_state, [dataclasses.replace(minibatch, batch=garbage)])
     assert_same(dirty, clean, tolerance=1e-6)
