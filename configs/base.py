@@ -18,7 +18,10 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.path = ""  # Hugging Face folder, or hub id where a hub can be reached
     config.model.compute_dtype = "auto"  # "float32", "bfloat16"; auto: bfloat16 on accelerators
-    config.model.remat = "none"  # backward pass recomputes: "none", "matmuls" (all but those), "full"
+    config.model.remat = (
+        "none"  # backward pass recomputes: "none", "matmuls" (all but those), "full"; "offload"
+    )
+    config.model.attention = "auto"  # of training: "xla", "splash" (TPU), "cudnn" (GPU, bfloat16)
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that share rows only; -1: what fsdp and tensor leave

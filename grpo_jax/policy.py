@@ -18,7 +18,7 @@ import numpy as np
 
 from grpo_jax import mesh as mesh_lib
 from grpo_jax import text
-from grpo_jax.models import decode_attention, decoder, hf_weights, registry
+from grpo_jax.models import decode_attention, decoder, hf_weights, packed_attention, registry
 from grpo_jax.sampling import decode, plan
 from grpo_jax.sampling.engine import Engine
 from grpo_jax.sampling.token_choice import NO_FILTERS, TokenFilters
@@ -38,6 +38,7 @@ class ModelParams:
     path: str  # Hugging Face folder, or hub id where a hub can be reached
     compute_dtype: str  # "auto": bfloat16 on accelerators, float32 on a CPU; or one of COMPUTE_DTYPES
     remat: str  # key of `decoder.REMAT_POLICIES`: what the backward pass computes again
+    attention: str = "auto"  # of training: or a key of `packed_attention.LINE_ATTENTIONS`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Policy:
     end_ids: tuple[int, ...]
     num_valid_ids: int  # ids the tokenizer has; the embedding may have more
     dtype: Any  # of activations
+    attention: str  # of training: key of `packed_attention.LINE_ATTENTIONS`
 
 
 def open_policy(params: ModelParams) -> Policy:
@@ -62,6 +64,11 @@ def open_policy(params: ModelParams) -> Policy:
         raise ValueError(
             f"config.model.remat is {params.remat!r}; known are {sorted(decoder.REMAT_POLICIES)}."
         )
+    dtype, platform = compute_dtype(params.compute_dtype), jax.default_backend()
+    attention = params.attention
+    if attention == "auto":
+        attention = packed_attention.default_attention(platform)
+    packed_attention.check(attention, platform, dtype)
     folder = _local_folder(params.path)
     model, shapes = decoder.build(registry.read_spec(folder))
     tokenizer = text.load_tokenizer(folder)
@@ -74,9 +81,7 @@ def open_policy(params: ModelParams) -> Policy:
     generation_path = folder / "generation_config.json"
     generation_config = registry.read_json(generation_path) if generation_path.is_file() else {}
     end_ids = text.end_ids(tokenizer, generation_config, registry.read_json(folder / "config.json"))
-    return Policy(
-        folder, model, shapes, tokenizer, end_ids, num_valid_ids, compute_dtype(params.compute_dtype)
-    )
+    return Policy(folder, model, shapes, tokenizer, end_ids, num_valid_ids, dtype, attention)
 
 
 def compute_dtype(name: str) -> Any:

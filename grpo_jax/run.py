@@ -19,6 +19,7 @@ from grpo_jax import checkpoints, data, distributed, metrics, policy, settings
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import batches, train_state
 from grpo_jax.learning.update import ComputeParams, Learner, LossParams
+from grpo_jax.models import packed_attention
 from grpo_jax.rewards import registry
 from grpo_jax.rewards.pool import Judge
 from grpo_jax.rollout import Collector
@@ -115,7 +116,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
         weights=weights,
         collector=collector,
         evaluator=evaluator,
-        packing=packing(s, mesh, prompt_columns),
+        packing=packing(s, mesh, prompt_columns, attention=opened.attention),
         learner=learner,
         state=state,
         ref_params=ref_params,
@@ -288,12 +289,18 @@ def make_learning(
             temperature=s.rollout.temperature,
             max_completion_length=s.rollout.max_completion_length,
         ),
-        compute=ComputeParams(opened.dtype, s.model.remat, opened.num_valid_ids),
+        compute=ComputeParams(opened.dtype, s.model.remat, opened.num_valid_ids, opened.attention, mesh),
     )
     return train_state.create(tx, params, mesh=mesh), ref_params, learner
 
 
-def packing(s: Settings, mesh: jax.sharding.Mesh, prompt_columns: int) -> batches.BatchParams:
+def packing(
+    s: Settings, mesh: jax.sharding.Mesh, prompt_columns: int, *, attention: str
+) -> batches.BatchParams:
+    """How completions are laid out; the attention has a word in it."""
+    a_line, share_prompts = packed_attention.lines_of(
+        attention, packing=s.grpo.packing, share_prompts=s.grpo.share_prompts
+    )
     return batches.BatchParams(
         max_prompt_length=prompt_columns,
         max_completion_length=s.rollout.max_completion_length,
@@ -303,8 +310,8 @@ def packing(s: Settings, mesh: jax.sharding.Mesh, prompt_columns: int) -> batche
         num_shards=mesh_lib.num_row_shards(mesh) // jax.process_count(),
         rows_per_device=s.grpo.per_device_train_batch_size,
         max_tokens_per_microbatch=s.grpo.max_tokens_per_microbatch,
-        packing=s.grpo.packing,
-        share_prompts=s.grpo.share_prompts,
+        packing=a_line,
+        share_prompts=share_prompts,
         mask_truncated_completions=s.grpo.mask_truncated_completions,
         keep_rows_without_signal=s.grpo.beta > 0,
     )

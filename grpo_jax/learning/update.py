@@ -48,7 +48,8 @@ class ComputeParams:
     dtype: Any  # of activations and of weights in matmuls
     remat: str  # key of `decoder.REMAT_POLICIES`
     num_valid_ids: int  # ids from here on have probability 0
-    attention: str = "xla"  # key of `packed_attention.PACKED_ATTENTIONS`
+    attention: str = "xla"  # key of `packed_attention.LINE_ATTENTIONS`
+    mesh: Any = None  # over whose devices its kernels run; None: one device
     tile_tokens: int = 0  # whose logits one device holds at once; 0: by `token_logprobs.TILE_BYTES`
 
 
@@ -260,7 +261,12 @@ def completion_logprobs(
     Only the Q places that hold completion tokens pass through the head.
     """
     hidden_UTD = model.packed_hidden_states(
-        params, batch.packed, dtype=compute.dtype, remat=compute.remat, attention=compute.attention
+        params,
+        batch.packed,
+        dtype=compute.dtype,
+        remat=compute.remat,
+        attention=compute.attention,
+        mesh=compute.mesh,
     )
     scored_UQ = token_logprobs(
         jnp.take_along_axis(hidden_UTD, batch.source_AUQ[..., None], axis=1),

@@ -82,17 +82,25 @@ class Model:
         return self._run_stacked(params, tokens_BT, positions(valid_BT), attend, dtype=dtype, remat=remat)
 
     def packed_hidden_states(
-        self, params: Params, packed: PackedTokens, *, dtype: Any, remat: str = "none", attention: str = "xla"
+        self,
+        params: Params,
+        packed: PackedTokens,
+        *,
+        dtype: Any,
+        remat: str = "none",
+        attention: str = "xla",
+        mesh: jax.sharding.Mesh | None = None,
     ) -> jax.Array:
         """Normed hidden states `[U, T, D]` of pieces: their prompts, then their lines; stacked layers.
 
         Args:
-            attention: key of `packed_attention.PACKED_ATTENTIONS`.
+            attention: key of `packed_attention.LINE_ATTENTIONS`.
+            mesh: over whose devices a kernel is run.
         """
-        attend_packed = packed_attention.PACKED_ATTENTIONS[attention]
 
         def attend(q_UTKMH, k_UTKH, v_UTKH):
-            return attend_packed(packed, q_UTKMH, k_UTKH, v_UTKH), None
+            mixed_UTKMH = packed_attention.attend(packed, q_UTKMH, k_UTKH, v_UTKH, name=attention, mesh=mesh)
+            return mixed_UTKMH, None
 
         tokens_UT, positions_UT = packed_attention.tokens(packed), packed_attention.positions(packed)
         return self._run_stacked(params, tokens_UT, positions_UT, attend, dtype=dtype, remat=remat)
@@ -202,8 +210,13 @@ REMAT_POLICIES: dict[str, Callable[[Callable], Callable]] = {
     "matmuls": functools.partial(
         jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     ),
+    "offload": functools.partial(
+        jax.checkpoint,
+        policy=jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    ),
 }
-"""What is kept for the backward pass: everything, only layer inputs, or also the weight matmuls."""
+"""What is kept for the backward pass: everything, only layer inputs, also the weight matmuls (on the device, or
+in the host's memory)."""
 
 
 def _stacked_blocks(spec: ModelSpec, rngs: nnx.Rngs) -> layers.Block:

@@ -49,6 +49,7 @@ OTHERS = {
     "small tiles": {"tile_tokens": 7},
     "remat full": {"remat": "full"},
     "remat matmuls": {"remat": "matmuls"},
+    "remat offload": {"remat": "offload"},
     "data 8": {"mesh_name": "data 8", "packing": 1},
     "fsdp 8": {"mesh_name": "fsdp 8"},
     "tensor 2 x fsdp 4": {"mesh_name": "tensor 2 x fsdp 4", "packing": 2},
