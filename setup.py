@@ -31,7 +31,7 @@ EXTRAS = {
     "tpu": [f"jax[tpu]>={JAX}"],
     "wandb": ["wandb"],
     "trackio": ["trackio"],
-    "bench": ["torch"],  # for tools/bench.py --against transformers
+    "bench": ["torch", "trl>=1.16"],  # for tools/bench.py --against transformers, --against trl
     "test": [
         "pyright[nodejs]>=1.1.414",  # with a Node.js of its own, from a wheel
         "pytest>=9.0",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tools import bench, peers
+from tools import bare_loop, bench, bench_rollout, bench_sampler, peers
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMED = {  # what readers of the last line count on
@@ -58,12 +58,12 @@ class Stage:
             "3",
         ]
         self.options, self.mesh = bench.parse([*line, *more]), mesh
-        self.opened = bench.open_model(self.options)
-        self.work = bench.plan_work(self.options, self.opened)
-        self.params = bench.make_params(self.options, self.opened, mesh)
+        self.opened = bench_sampler.open_model(self.options)
+        self.work = bench_sampler.plan_work(self.options, self.opened)
+        self.params = bench_sampler.make_params(self.options, self.opened, mesh)
 
-    def ours(self) -> bench.Sampler:
-        return bench.Sampler(self.options, self.opened, self.params, mesh=self.mesh, work=self.work)
+    def ours(self) -> bench_sampler.Sampler:
+        return bench_sampler.Sampler(self.options, self.opened, self.params, mesh=self.mesh, work=self.work)
 
     def own(self, tokens_BC: np.ndarray) -> list[list[int]]:
         """Each row's tokens up to its limit."""
@@ -78,7 +78,7 @@ def greedy(mesh) -> Stage:
 
 
 @pytest.fixture(scope="module")
-def ours(greedy) -> bench.Sampler:
+def ours(greedy) -> bench_sampler.Sampler:
     return greedy.ours()
 
 
@@ -162,7 +162,7 @@ def test_skewed_lengths_follow_the_seed_and_never_pass_the_longest():
 
 
 def test_ours_and_the_bare_loop_take_the_same_likeliest_tokens(greedy, ours, our_tokens):
-    bare = peers.BareLoop(
+    bare = bare_loop.BareLoop(
         greedy.opened.model, ours.params, mesh=greedy.mesh, work=greedy.work, dtype=jnp.float32
     )
     assert greedy.own(bare.generate(0)) == our_tokens
@@ -170,20 +170,20 @@ def test_ours_and_the_bare_loop_take_the_same_likeliest_tokens(greedy, ours, our
 
 def test_transformers_takes_the_same_likeliest_tokens_on_the_same_weights(greedy, ours, our_tokens):
     pytest.importorskip("torch", reason="transformers generates with torch only")
-    peer = bench.open_transformers(greedy.options, greedy.opened, greedy.params, greedy.work)
+    peer = bench_rollout.open_transformers(greedy.options, greedy.opened, greedy.params, greedy.work)
     # rounding of logits of size 1; the project's own bound on parity
-    assert bench.check_same_weights(greedy.options, greedy.opened, ours, peer) < 1e-4
+    assert bench_rollout.check_same_weights(greedy.options, greedy.opened, ours, peer) < 1e-4
     assert greedy.own(peer.generate(0)) == our_tokens
     ours_with_others = Stage(greedy.mesh, "--seed", "4", "--new-tokens", "32").ours()
     with pytest.raises(RuntimeError, match="computes other logits"):
-        bench.check_same_weights(greedy.options, greedy.opened, ours_with_others, peer)
+        bench_rollout.check_same_weights(greedy.options, greedy.opened, ours_with_others, peer)
 
 
 def test_transformers_samples_for_as_long_as_planned_even_where_a_folder_names_end_ids(mesh, tmp_path):
     pytest.importorskip("torch", reason="transformers generates with torch only")
     stage = Stage(mesh, "--new-tokens", "12")
     source = tmp_path / "weights"
-    bench.export("bench-tiny", stage.opened, stage.params, source, "float32")
+    bench_sampler.export("bench-tiny", stage.opened, stage.params, source, "float32")
     config = json.loads((source / "config.json").read_text())
     every_id = list(range(config["vocab_size"]))  # the first token would end every row
     (source / "config.json").write_text(json.dumps({**config, "eos_token_id": every_id}))
@@ -209,9 +209,9 @@ def test_waves_need_slots_for_a_group(mesh):
 
 
 def test_the_bare_loop_chooses_by_the_inverse_of_the_running_sum(rng):
-    logits_BV = rng.normal(size=(64, 3 * peers.BLOCK - 100)).astype(np.float32) * 3
+    logits_BV = rng.normal(size=(64, 3 * bare_loop.BLOCK - 100)).astype(np.float32) * 3
     uniform_B = rng.random(64).astype(np.float32)
-    token_B, logprob_B = peers._choose(jnp.asarray(logits_BV), jnp.asarray(uniform_B), 0.7)
+    token_B, logprob_B = bare_loop._choose(jnp.asarray(logits_BV), jnp.asarray(uniform_B), 0.7)
     scaled_BV = logits_BV.astype(np.float64) / 0.7
     probability_BV = np.exp(scaled_BV) / np.exp(scaled_BV).sum(axis=1, keepdims=True)
     upto_BV, rows = np.cumsum(probability_BV, axis=1), np.arange(64)
@@ -223,12 +223,12 @@ def test_the_bare_loop_chooses_by_the_inverse_of_the_running_sum(rng):
 
 
 def test_a_draw_of_nearly_one_takes_an_id_of_the_vocabulary():
-    logits_BV = jnp.zeros((1, peers.BLOCK + 1))
-    token_B, _ = peers._choose(logits_BV, jnp.array([1 - 2**-24], jnp.float32), 1.0)
-    assert token_B.tolist() == [peers.BLOCK]
+    logits_BV = jnp.zeros((1, bare_loop.BLOCK + 1))
+    token_B, _ = bare_loop._choose(logits_BV, jnp.array([1 - 2**-24], jnp.float32), 1.0)
+    assert token_B.tolist() == [bare_loop.BLOCK]
 
 
 def test_the_bare_loop_refuses_prompts_that_cannot_be_cut(greedy, ours):
     odd = peers.Work(greedy.work.prompts_PT[:3], greedy.work.limits_PG[:3], 1.0)
     with pytest.raises(ValueError, match="over 8 devices; got 3 prompts"):
-        peers.BareLoop(greedy.opened.model, ours.params, mesh=greedy.mesh, work=odd, dtype=jnp.float32)
+        bare_loop.BareLoop(greedy.opened.model, ours.params, mesh=greedy.mesh, work=odd, dtype=jnp.float32)

@@ -66,7 +66,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
 
 DOORS: dict[str, set[str]] = {  # outside library -> exactly the rooms that import it
     "absl": {"command_line"},
-    "datasets": {"sources"},
+    "datasets": {"sources", "tools"},
     "flax": {"models"},
     "grain": {"data"},
     "huggingface_hub": {"text", "policy"},
@@ -80,10 +80,11 @@ DOORS: dict[str, set[str]] = {  # outside library -> exactly the rooms that impo
     "safetensors": {"models"},
     "sympy": {"rewards"},
     "tensorboardX": {"trackers"},
-    "tokenizers": {"tiny_tokenizer"},
+    "tokenizers": {"tiny_tokenizer", "tools"},
     "trackio": {"trackers"},
     "torch": {"tools"},  # not needed: the peer that the benchmark may be asked to run beside us
     "transformers": {"text", "tools"},
+    "trl": {"tools"},  # not needed either: the step's peer
     "wandb": {"trackers"},
 }
 EVERYWHERE = {"jax", "numpy"}
@@ -101,6 +102,7 @@ SLOW = {  # imported inside functions only: a mistake in a config is told before
     "torch",
     "trackio",
     "transformers",
+    "trl",
     "wandb",
 }
 DISTRIBUTIONS = {"absl": "absl-py", "orbax": "orbax-checkpoint"}  # where the package has another name
