@@ -18,7 +18,7 @@ import jax
 from grpo_jax import checkpoints, data, distributed, metrics, policy, settings
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import batches, train_state
-from grpo_jax.learning.update import ComputeParams, Learner, LossParams
+from grpo_jax.learning.update import ComputeParams, Learner
 from grpo_jax.rewards import registry
 from grpo_jax.rewards.pool import Judge
 from grpo_jax.rollout import Collector
@@ -280,14 +280,7 @@ def make_learning(
         mesh=mesh,
         tx=tx,
         shapes=opened.shapes,
-        loss=LossParams(
-            loss_type=s.grpo.loss_type,
-            epsilon=s.grpo.epsilon,
-            epsilon_high=s.grpo.epsilon_high,
-            beta=s.grpo.beta,
-            temperature=s.rollout.temperature,
-            max_completion_length=s.rollout.max_completion_length,
-        ),
+        loss=s.loss,
         compute=ComputeParams(opened.dtype, s.model.remat, opened.num_valid_ids),
     )
     return train_state.create(tx, params, mesh=mesh), ref_params, learner
@@ -301,7 +294,7 @@ def packing(s: Settings, mesh: jax.sharding.Mesh, prompt_columns: int) -> batche
         num_minibatches=s.grpo.num_minibatches,
         microbatch_rows=rows,
         mask_truncated_completions=s.grpo.mask_truncated_completions,
-        keep_rows_without_signal=s.grpo.beta > 0,
+        keep_rows_without_signal=s.loss.learns_without_advantage,
     )
 
 

@@ -75,7 +75,8 @@ class Judgement:
 class Rollout:
     """Everything one step collected.
 
-    Lists hold this process's problems; `rewards_PG` holds those of all processes, equal everywhere.
+    Lists hold this process's problems; `rewards_PG` and `rewards_PGF` hold those of all processes, equal
+    everywhere. F counts reward functions.
     """
 
     problems: list[Problem]  # [P_local]
@@ -84,6 +85,7 @@ class Rollout:
     judgements: list[list[Judgement]]  # [P_local][G]
     rewards_PG: np.ndarray  # float32, weighted sum over reward functions
     metrics: dict[str, float]  # of this collection, over all processes
+    rewards_PGF: Any = None  # float32, of each reward function, unweighted; None: no judge has seen them
 
 
 class TrainBatch(NamedTuple):

@@ -21,6 +21,7 @@ STARTED_AT = time.time()  # before the other imports: `seconds` in metrics.jsonl
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import numpy as np
@@ -71,9 +72,7 @@ def take_step(run: Run, step: int) -> tuple[Rollout, np.ndarray, dict[str, float
     """One GRPO step; replaces the run's state."""
     problems = next(run.problem_batches)
     rollout = collect(run, problems, step)
-    advantages_PG = advantages.group_relative(
-        rollout.rewards_PG, scale_rewards=run.settings.grpo.scale_rewards
-    )
+    advantages_PG = centre(run, rollout)
     return rollout, advantages_PG, learn(run, rollout, advantages_PG)
 
 
@@ -82,9 +81,32 @@ def collect(run: Run, problems: list[Problem], step: int) -> Rollout:
     step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(run.settings.seed), 0), step)
     rollout = run.collector.collect(run.weights(run.state.params), problems, step_key=step_key)
     if run.settings.reward.shuffle_rewards:
-        dealt_PG = shuffled(rollout.rewards_PG, seed=run.settings.seed, step=step)
-        rollout = dataclasses.replace(rollout, rewards_PG=dealt_PG)
+        deal = partial(shuffled, seed=run.settings.seed, step=step)
+        rollout = dataclasses.replace(
+            rollout, rewards_PG=deal(rollout.rewards_PG), rewards_PGF=deal(rollout.rewards_PGF)
+        )
     return rollout
+
+
+def centre(run: Run, rollout: Rollout, *, kl_PG: np.ndarray | None = None) -> np.ndarray:
+    """Advantages `[P, G]` of all processes, after what is taken off the rewards.
+
+    Args:
+        kl_PG: each completion's KL to the reference, of all processes, where it is part of the reward.
+    """
+    s = run.settings
+    penalty_PG = np.zeros(rollout.rewards_PG.shape, np.float32)
+    if s.grpo.soft_punish_cache:
+        own_PG = np.array([[c.num_tokens for c in group] for group in rollout.completions], np.int32)
+        penalty_PG += advantages.overlong_penalty(
+            distributed.gather(own_PG),
+            max_completion_length=s.rollout.max_completion_length,
+            cache=s.grpo.soft_punish_cache,
+        )
+    if kl_PG is not None:
+        penalty_PG = advantages.penalised(penalty_PG, kl_PG, s.grpo.beta)
+    weights_F = np.array([spec.weight for spec in run.judge.specs], np.float32)
+    return advantages.of_rewards(rollout.rewards_PGF, weights_F, s.advantages, penalty_PG=penalty_PG)
 
 
 def learn(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> dict[str, float]:

@@ -20,24 +20,13 @@ import optax
 
 from grpo_jax import distributed
 from grpo_jax import mesh as mesh_lib
-from grpo_jax.learning import losses, train_state
+from grpo_jax.learning import objective, train_state
 from grpo_jax.learning.batches import Minibatch
+from grpo_jax.learning.objective import LossParams, Rows, Totals
 from grpo_jax.learning.token_logprobs import token_logprobs
 from grpo_jax.learning.train_state import TrainState
 from grpo_jax.models.decoder import Model, Params
 from grpo_jax.structs import TrainBatch
-
-
-@dataclasses.dataclass(frozen=True)
-class LossParams:
-    """The objective. Names and meanings as in TRL."""
-
-    loss_type: str  # key of `losses.TOKEN_WEIGHTS`
-    epsilon: float  # the ratio is clipped below 1 - epsilon
-    epsilon_high: float  # and above 1 + epsilon_high
-    beta: float  # weight of the KL to the reference; 0: there is no reference
-    temperature: float  # of the log-probabilities; that of sampling
-    max_completion_length: int  # tokens; the constant of dr_grpo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +51,7 @@ class Learner:
         loss: LossParams,
         compute: ComputeParams,
     ):
-        self.mesh, self.beta = mesh, loss.beta
+        self.mesh, self.needs_reference = mesh, loss.penalises_loss
         state = mesh_lib.parameter_shardings(mesh, train_state.shapes(tx, shapes))
         score = partial(score_batch, model, loss=loss, compute=compute)
         self.score = jax.jit(score, out_shardings=mesh_lib.rows(mesh, leading=1))
@@ -85,7 +74,7 @@ class Learner:
         on_mesh = [mesh_lib.put_rows(self.mesh, part.batch, leading=1) for part in minibatches]
         if len(minibatches) * num_iterations > 1:
             on_mesh = [b._replace(old_logprobs_ABC=self.score(state.params, b)) for b in on_mesh]
-        if self.beta:
+        if self.needs_reference:
             on_mesh = [b._replace(ref_logprobs_ABC=self.score(ref_params, b)) for b in on_mesh]
         history = []
         for _ in range(num_iterations):
@@ -126,38 +115,28 @@ def update_state(
     Returns: the new state and float32 scalars: `loss`, `entropy`, `clip_ratio/region_mean`, `grad_norm`, the
         gap between the sampler's log-probabilities and the trainer's, and `kl` where there is a reference.
     """
-    weights_ABC = _token_weights(batch.completion_mask_ABC, loss, rollout_tokens)
+    num_rows = batch.advantages_AB.size
+    totals = Totals(jnp.float32(num_rows), batch.completion_mask_ABC.sum(), rollout_tokens)
     loss_and_grad = jax.value_and_grad(
         partial(microbatch_loss, model, loss=loss, compute=compute), has_aux=True
     )
 
     def accumulate(i, carry):
         gradients, sums, largest = carry
-        microbatch, weights_BC = jax.tree.map(lambda x: x[i], (batch, weights_ABC))
-        (value, (new_sums, new_largest)), new = loss_and_grad(state.params, microbatch, weights_BC)
+        microbatch = jax.tree.map(lambda x: x[i], batch)
+        (value, (new_sums, new_largest)), new = loss_and_grad(state.params, microbatch, totals)
         new_sums["loss"] = value
         add = partial(jax.tree.map, jnp.add)
         return add(gradients, new), add(sums, new_sums), jax.tree.map(jnp.maximum, largest, new_largest)
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    zero = jnp.float32(0)
-    sums = dict.fromkeys(("loss", "tokens", "kl", "entropy", "clipped", "gap"), zero)
-    carry = (zeros, sums, {"gap": zero, "ratio": zero})
+    sums, largest = objective.no_sums()
+    carry = (zeros, sums | {"loss": jnp.float32(0)}, largest)
     gradients, sums, largest = jax.lax.fori_loop(0, num_active, accumulate, carry)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    per_token = lambda name: sums[name] / jnp.maximum(sums["tokens"], 1.0)  # noqa: E731
-    metrics = {
-        "loss": sums["loss"],
-        "entropy": per_token("entropy"),
-        "clip_ratio/region_mean": per_token("clipped"),
-        "grad_norm": optax.global_norm(gradients),
-        "sampling/sampling_logp_difference/mean": per_token("gap"),
-        "sampling/sampling_logp_difference/max": largest["gap"],
-        "ratio/max": largest["ratio"],
-    }
-    if loss.beta:
-        metrics["kl"] = per_token("kl")
+    metrics = {"loss": sums["loss"], "grad_norm": optax.global_norm(gradients)}
+    metrics |= objective.metrics_of(sums, largest, loss)
     return TrainState(params, opt_state, state.num_updates + 1), metrics
 
 
@@ -165,39 +144,21 @@ def microbatch_loss(
     model: Model,
     params: Params,
     batch: TrainBatch,
-    weights_BC: jax.Array,
+    totals: Totals,
     *,
     loss: LossParams,
     compute: ComputeParams,
 ) -> tuple[jax.Array, tuple[dict, dict]]:
     """The loss of one microbatch (arrays without the A axis) and sums and maxima for the metrics."""
-    mask_BC = batch.completion_mask_ABC
     logprobs_BC, entropy_BC = completion_logprobs(model, params, batch, loss=loss, compute=compute)
-    # Masked positions hold anything; made equal to the policy's own they drop out of every ratio.
-    own_BC = jax.lax.stop_gradient(logprobs_BC)
-    fill = lambda x_BC: own_BC if x_BC is None else jnp.where(mask_BC > 0, x_BC, own_BC)  # noqa: E731
-    old_BC = fill(batch.old_logprobs_ABC)
-    token_loss_BC, clipped_BC = losses.clipped_policy_loss(
-        logprobs_BC,
-        old_BC,
-        batch.advantages_AB,
-        epsilon=loss.epsilon,
-        epsilon_high=loss.epsilon_high,
+    rows = Rows(
+        mask_BC=batch.completion_mask_ABC,
+        advantages_B=batch.advantages_AB,
+        sampler_logprobs_BC=batch.sampler_logprobs_ABC,
+        old_logprobs_BC=batch.old_logprobs_ABC,
+        ref_logprobs_BC=batch.ref_logprobs_ABC,
     )
-    kl_BC = jnp.zeros_like(token_loss_BC)
-    if loss.beta:
-        kl_BC = losses.kl_k3(logprobs_BC, fill(batch.ref_logprobs_ABC))
-        token_loss_BC = token_loss_BC + loss.beta * kl_BC
-    gap_BC = jnp.abs(fill(batch.sampler_logprobs_ABC) - old_BC)
-    sums = {
-        "tokens": mask_BC.sum(),
-        "kl": (kl_BC * mask_BC).sum(),
-        "entropy": (entropy_BC * mask_BC).sum(),
-        "clipped": (clipped_BC * mask_BC).sum(),
-        "gap": (gap_BC * mask_BC).sum(),
-    }
-    largest = {"gap": (gap_BC * mask_BC).max(), "ratio": (jnp.exp(own_BC - old_BC) * mask_BC).max()}
-    return (token_loss_BC * weights_BC).sum(), jax.lax.stop_gradient((sums, largest))
+    return objective.microbatch_loss(logprobs_BC, entropy_BC, rows, totals, loss)
 
 
 def completion_logprobs(
@@ -225,11 +186,3 @@ def _averaged(history: list[dict[str, np.ndarray]]) -> dict[str, float]:
         name: float((np.max if name.endswith("/max") else np.mean)([metrics[name] for metrics in history]))
         for name in history[0]
     }
-
-
-def _token_weights(mask_ABC: jax.Array, loss: LossParams, rollout_tokens: jax.Array) -> jax.Array:
-    flat_NC = mask_ABC.reshape(-1, mask_ABC.shape[-1])
-    weights_NC = losses.TOKEN_WEIGHTS[loss.loss_type](
-        flat_NC, max_completion_length=loss.max_completion_length, rollout_tokens=rollout_tokens
-    )
-    return weights_NC.reshape(mask_ABC.shape)
