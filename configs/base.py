@@ -99,6 +99,9 @@ def get_config() -> ConfigDict:
     config.grpo.soft_punish_cache = (
         0  # last tokens over which a completion's reward falls by up to 1; 0: none
     )
+    config.grpo.dynamic_sampling_max_rounds = (
+        0  # more rounds of sampling, in place of groups of equal rewards
+    )
     config.grpo.num_iterations = 1  # passes over a rollout
     config.grpo.num_minibatches = 1  # updates a pass
     config.grpo.per_device_train_batch_size = 8  # rows of one backward pass on a device

@@ -106,6 +106,7 @@ class GRPOParams:
     entropy_coef: float
     top_entropy_quantile: float
     soft_punish_cache: int  # tokens; see `advantages.overlong_penalty`; 0: no penalty
+    dynamic_sampling_max_rounds: int  # see `dynamic_sampling.py`; 0: groups stay as they are
     num_iterations: int  # passes over a rollout
     num_minibatches: int  # updates a pass
     per_device_train_batch_size: int  # rows of one backward pass, on each device that rows are cut over
@@ -267,6 +268,7 @@ def _check_ranges(settings: Settings) -> None:
         "rollout.window": (settings.rollout.window, 0),
         "grpo.std_floor": (settings.grpo.std_floor, 0),
         "grpo.soft_punish_cache": (settings.grpo.soft_punish_cache, 0),
+        "grpo.dynamic_sampling_max_rounds": (settings.grpo.dynamic_sampling_max_rounds, 0),
         "grpo.num_iterations": (settings.grpo.num_iterations, 1),
         "grpo.num_minibatches": (settings.grpo.num_minibatches, 1),
         "grpo.per_device_train_batch_size": (settings.grpo.per_device_train_batch_size, 1),
@@ -329,6 +331,11 @@ def _check_rewards(settings: Settings) -> None:
         raise ValueError(
             f"config.grpo.std_floor is {params.std_floor}, which does nothing where rewards are not scaled "
             "(config.grpo.scale_rewards 'none'); set 0."
+        )
+    if settings.grpo.dynamic_sampling_max_rounds and params.advantage_estimator in ("batch_mean", "none"):
+        raise ValueError(
+            "config.grpo.dynamic_sampling_max_rounds replaces groups of equal rewards, which do teach something "
+            f"with config.grpo.advantage_estimator {params.advantage_estimator!r}; set 0."
         )
     if params.multi_objective_aggregation != "normalize_then_sum":
         return

@@ -26,7 +26,16 @@ from functools import partial
 import jax
 import numpy as np
 
-from grpo_jax import command_line, compilations, distributed, metrics, policy, report, settings
+from grpo_jax import (
+    command_line,
+    compilations,
+    distributed,
+    dynamic_sampling,
+    metrics,
+    policy,
+    report,
+    settings,
+)
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.evaluation import evaluate
 from grpo_jax.learning import advantages, batches, train_state
@@ -77,9 +86,24 @@ def take_step(run: Run, step: int) -> tuple[Rollout, np.ndarray, dict[str, float
 
 
 def collect(run: Run, problems: list[Problem], step: int) -> Rollout:
-    """Act, judge and gather."""
-    step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(run.settings.seed), 0), step)
-    rollout = run.collector.collect(run.weights(run.state.params), problems, step_key=step_key)
+    """Act, judge and gather; again for groups without signal, where that is asked for."""
+    key, weights = jax.random.key(run.settings.seed), run.weights(run.state.params)
+    step_key = jax.random.fold_in(jax.random.fold_in(key, 0), step)
+    rollout = run.collector.collect(weights, problems, step_key=step_key)
+    if run.settings.grpo.dynamic_sampling_max_rounds:
+        more_key = jax.random.fold_in(jax.random.fold_in(key, 2), step)
+
+        def sample(count: int, number: int) -> Rollout:
+            new = next(run.problem_batches)[:count]  # the others wait for the next epoch
+            return run.collector.collect(weights, new, step_key=jax.random.fold_in(more_key, number))
+
+        rollout = dynamic_sampling.replenish(
+            rollout,
+            sample,
+            max_rounds=run.settings.grpo.dynamic_sampling_max_rounds,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
     if run.settings.reward.shuffle_rewards:
         deal = partial(shuffled, seed=run.settings.seed, step=step)
         rollout = dataclasses.replace(
@@ -142,6 +166,8 @@ def tell(run: Run, step: int, rollout: Rollout, advantages_PG: np.ndarray, learn
     numbers = rollout.metrics | learned
     on_policy = run.settings.grpo.num_iterations * run.settings.grpo.num_minibatches == 1
     notes = [*metrics.step_notes(numbers, on_policy=on_policy)]
+    if left := dynamic_sampling.note(numbers, num_groups=len(rollout.rewards_PG)):
+        notes.append(left)
     if run.judge.first_failure:
         notes.append(f"a reward failed and counted 0: {run.judge.first_failure}")
     run.teller.tell_step(step, numbers, notes=notes)

@@ -175,7 +175,8 @@ def _clean(mask_BC: jax.Array, x_BC: jax.Array) -> jax.Array:
 
 def no_sums() -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Sums and maxima over no microbatch, to begin with; all maxima are of numbers not below 0."""
-    return dict.fromkeys(SUMS, jnp.float32(0)), dict.fromkeys(LARGEST, jnp.float32(0))
+    zero = jnp.zeros((), jnp.float32)
+    return dict.fromkeys(SUMS, zero), dict.fromkeys(LARGEST, zero)
 
 
 def metrics_of(
