@@ -90,6 +90,10 @@ def get_config() -> ConfigDict:
     config.grpo.beta = 0.0  # weight of the KL to the starting model; 0: no reference is kept
     config.grpo.kl_estimator = "k3"  # "k1" (in the reward), "k2", "k3", "k3_unbiased" (in the loss)
     config.grpo.kl_in = "auto"  # "loss", "reward"; auto: by loss_type
+    config.grpo.ref_model_sync_steps = (
+        0  # steps between two moves of the reference to the policy; 0: it stays
+    )
+    config.grpo.ref_model_mixup_alpha = 0.6  # (0, 1]: the policy's share in such a move
     config.grpo.sampler_correction = (
         "none"  # "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
     )

@@ -44,7 +44,7 @@ Teller = metrics.Teller | metrics.SilentTeller  # of the first process | of the 
 
 @dataclasses.dataclass
 class Run:
-    """The rooms of one run; only `state` changes."""
+    """The rooms of one run; only `state` changes, and `ref_params` where the reference follows the policy."""
 
     settings: Settings
     folder: Path
@@ -61,6 +61,7 @@ class Run:
     learner: Learner
     state: train_state.TrainState
     ref_params: Any  # None without a KL term
+    mix_reference: Any  # (ref_params, params) -> ref_params; None where the reference stays as it is
     first_step: int  # 1 for a new run
 
 
@@ -119,6 +120,9 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
         learner=learner,
         state=state,
         ref_params=ref_params,
+        mix_reference=train_state.reference_mixer(ref_params, alpha=s.grpo.ref_model_mixup_alpha)
+        if s.grpo.ref_model_sync_steps
+        else None,
         first_step=done + 1,
     )
     if done:
@@ -299,7 +303,9 @@ def packing(s: Settings, mesh: jax.sharding.Mesh, prompt_columns: int) -> batche
 
 
 def restore(run: Run, step: int) -> None:
-    """Takes state and data position from a checkpoint."""
+    """Takes state, data position and a reference that has moved from a checkpoint."""
     run.teller.tell_message(f"going on after step {step} of {run.settings.max_steps}")
     run.state, record = run.keeper.restore(step, checkpoints.like(run.state))
+    if run.mix_reference:
+        run.ref_params = run.keeper.restore_second(step, checkpoints.like(run.ref_params))
     run.problem_batches.set_state(record["data"])

@@ -101,6 +101,8 @@ class GRPOParams:
     beta: float
     kl_estimator: str  # key of `kl.KL_ESTIMATORS`
     kl_in: str  # "loss", "reward"
+    ref_model_sync_steps: int  # steps between two moves of the reference; 0: it stays
+    ref_model_mixup_alpha: float  # share of the policy in a move
     sampler_correction: str  # key of `corrections.SAMPLER_CORRECTIONS`
     sampler_correction_cap: float
     entropy_coef: float
@@ -231,6 +233,7 @@ def check(settings: Settings, *, num_processes: int, num_row_shards: int) -> Non
     _check_ranges(settings)
     _check_names(settings)
     objective_checks.check(settings.loss)
+    _check_reference(settings)
     _check_rewards(settings)
     _check_rows(settings, num_processes=num_processes, num_row_shards=num_row_shards)
 
@@ -267,6 +270,7 @@ def _check_ranges(settings: Settings) -> None:
         "rollout.num_slots": (settings.rollout.num_slots, 0),
         "rollout.window": (settings.rollout.window, 0),
         "grpo.std_floor": (settings.grpo.std_floor, 0),
+        "grpo.ref_model_sync_steps": (settings.grpo.ref_model_sync_steps, 0),
         "grpo.soft_punish_cache": (settings.grpo.soft_punish_cache, 0),
         "grpo.dynamic_sampling_max_rounds": (settings.grpo.dynamic_sampling_max_rounds, 0),
         "grpo.num_iterations": (settings.grpo.num_iterations, 1),
@@ -316,6 +320,19 @@ def _check_names(settings: Settings) -> None:
     for name, (value, names) in known.items():
         if value not in names:
             raise ValueError(f"config.{name} is {value!r}; known are {sorted(names)}.")
+
+
+def _check_reference(settings: Settings) -> None:
+    if settings.grpo.ref_model_sync_steps and not settings.grpo.beta:
+        raise ValueError(
+            f"config.grpo.ref_model_sync_steps is {settings.grpo.ref_model_sync_steps}, but with config.grpo.beta 0 "
+            "there is no reference to move; set 0."
+        )
+    if not 0 < settings.grpo.ref_model_mixup_alpha <= 1:
+        raise ValueError(
+            "config.grpo.ref_model_mixup_alpha must lie in (0, 1], where 1 takes the policy as it is; "
+            f"got {settings.grpo.ref_model_mixup_alpha}."
+        )
 
 
 def _check_rewards(settings: Settings) -> None:

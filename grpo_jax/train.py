@@ -70,6 +70,7 @@ def train(run: Run) -> None:
             "time/step": time.perf_counter() - started,
             "compilations": compiled.total - before,
         }
+        follow(run, step)
         tell(run, step, rollout, advantages_PG, learned)
         if is_time(step, every=run.settings.evaluation.eval_steps, last=last):
             look(run, step=step)
@@ -161,6 +162,12 @@ def learn(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> dict[str, fl
     return learned
 
 
+def follow(run: Run, step: int) -> None:
+    """Moves the reference towards the policy, where and when that is asked for."""
+    if run.mix_reference and step % run.settings.grpo.ref_model_sync_steps == 0:
+        run.ref_params = run.mix_reference(run.ref_params, run.state.params)
+
+
 def tell(run: Run, step: int, rollout: Rollout, advantages_PG: np.ndarray, learned: dict[str, float]) -> None:
     """Numbers of the step, a remark where they would puzzle, and every few steps some samples."""
     numbers = rollout.metrics | learned
@@ -224,7 +231,8 @@ def look(run: Run, *, step: int) -> None:
 def keep(run: Run, step: int) -> None:
     """Saves all that is needed to go on after this step; training does not wait for the disk."""
     record = {"step": step, "seed": run.settings.seed, "data": run.problem_batches.get_state()}
-    run.keeper.save(step, run.state, record)
+    moved = run.ref_params if run.mix_reference else None
+    run.keeper.save(step, run.state, record, second=moved)
 
 
 def finish(run: Run) -> None:

@@ -75,6 +75,8 @@ def test_the_base_passes_on_one_two_and_eight_devices():
         ("grpo.entropy_coef", -0.1, 0),
         ("grpo.std_floor", -0.1, 0),
         ("grpo.soft_punish_cache", -1, 0),
+        ("grpo.ref_model_sync_steps", -1, 0),
+        ("grpo.dynamic_sampling_max_rounds", -1, 0),
         ("grpo.num_iterations", 0, 1),
         ("grpo.num_minibatches", 0, 1),
         ("grpo.per_device_train_batch_size", 0, 1),
@@ -163,6 +165,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones(field, known):
         ("top_entropy_quantile", 0.0, "must lie in (0, 1]"),
         ("top_entropy_quantile", 1.1, "must lie in (0, 1]"),
         ("log_ratio_clamp", 100.0, "set 80 at most"),
+        ("ref_model_mixup_alpha", 0.0, "must lie in (0, 1]"),
+        ("ref_model_mixup_alpha", 1.1, "must lie in (0, 1]"),
         ("soft_punish_cache", 513, "set 512 or fewer"),
         ("delta", 1.1, "set a larger one, or 0"),  # below 1 + epsilon_high
     ],
@@ -198,6 +202,12 @@ def test_a_number_of_the_objective_out_of_its_range_is_refused(field, value, tol
             "scale config.grpo.beta away",
             {"kl_in": "loss"},
         ),
+        (
+            {"loss_type": "reinforce++", "dynamic_sampling_max_rounds": 2},
+            "which do teach something",
+            {"advantage_estimator": "group_mean"},
+        ),
+        ({"ref_model_sync_steps": 64}, "there is no reference to move", {"beta": 0.01}),
         ({"loss_type": "rloo", "std_floor": 0.1}, "config.grpo.std_floor", {"scale_rewards": "group"}),
     ],
 )
