@@ -75,11 +75,40 @@ def get_config() -> ConfigDict:
     config.reward.shuffle_rewards = False  # negative control: rewards dealt to other rows
 
     config.grpo = ConfigDict()
-    config.grpo.loss_type = "dapo"  # "grpo", "dr_grpo", "dapo", "bnpo": how tokens are weighted
-    config.grpo.scale_rewards = "group"  # advantages over the deviation of "group", "batch", "none"
-    config.grpo.epsilon = 0.2  # ratios are clipped below 1 - epsilon
-    config.grpo.epsilon_high = 0.2  # and above 1 + epsilon_high; DAPO: 0.28
+    config.grpo.loss_type = "dapo"  # key of LOSS_TYPES in grpo_jax/learning/objective.py
+    config.grpo.aggregation = "auto"  # or a key of AGGREGATIONS in learning/losses.py; auto: by loss_type, as
+    config.grpo.importance_sampling_level = "auto"  # "token", "sequence", "sequence_token"
+    config.grpo.advantage_estimator = "auto"  # "group_mean", "leave_one_out", "batch_mean", "none"
+    config.grpo.scale_rewards = "auto"  # advantages over the deviation of "group", "batch", or "none"
+    config.grpo.std_floor = 0.0  # deviations of rewards below this count as this
+    config.grpo.multi_objective_aggregation = "sum_then_normalize"  # "normalize_then_sum": GDPO
+    config.grpo.epsilon = 0.2  # ratios are limited below 1 - epsilon; gspo: 3e-4
+    config.grpo.epsilon_high = 0.2  # and above 1 + epsilon_high; DAPO: 0.28, gspo: 4e-4, cispo: 4.0
+    config.grpo.delta = (
+        0.0  # limit of the ratio where the advantage is negative, above 1 + epsilon_high; 0: none
+    )
+    config.grpo.sapo_temperature_pos = 1.0  # of sapo's gate, above 0, where the advantage is positive
+    config.grpo.sapo_temperature_neg = 1.05  # and where it is not
+    config.grpo.log_ratio_clamp = 20.0  # log-ratios above count as this before exp; at most 80, 0: none do
     config.grpo.beta = 0.0  # weight of the KL to the starting model; 0: no reference is kept
+    config.grpo.kl_estimator = "k3"  # "k1" (in the reward), "k2", "k3", "k3_unbiased" (in the loss)
+    config.grpo.kl_in = "auto"  # "loss", "reward"; auto: by loss_type
+    config.grpo.ref_model_sync_steps = (
+        0  # steps between two moves of the reference to the policy; 0: it stays
+    )
+    config.grpo.ref_model_mixup_alpha = 0.6  # (0, 1]: the policy's share in such a move
+    config.grpo.sampler_correction = (
+        "none"  # "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+    )
+    config.grpo.sampler_correction_cap = 3.0  # of the weight exp(old - sampler), above 0
+    config.grpo.entropy_coef = 0.0  # weight of the entropy bonus, 0 or more
+    config.grpo.top_entropy_quantile = 1.0  # (0, 1]: share of the tokens, of highest entropy, that is trained
+    config.grpo.soft_punish_cache = (
+        0  # last tokens over which a completion's reward falls by up to 1; 0: none
+    )
+    config.grpo.dynamic_sampling_max_rounds = (
+        0  # more rounds of sampling, in place of groups of equal rewards
+    )
     config.grpo.num_iterations = 1  # passes over a rollout
     config.grpo.num_minibatches = 1  # updates a pass
     config.grpo.per_device_train_batch_size = 8  # longest completions of one backward pass on a device

@@ -36,15 +36,20 @@ class Checkpoints:
         """All whole checkpoints' steps, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, tree: Any, record: dict) -> None:
-        """Starts saving; returns when the devices may go on. Errors of an earlier save are raised here."""
+    def save(self, step: int, tree: Any, record: dict, *, second: Any = None) -> None:
+        """Starts saving; returns when the devices may go on. Errors of an earlier save are raised here.
+
+        Args:
+            second: another tree, which `restore_second` reads; None: there is none.
+        """
         self._manager.check_for_errors()
         if jax.default_backend() == "cpu":
             # On a CPU the saver would share memory with the arrays that the next update overwrites.
-            tree = jax.tree.map(jnp.copy, tree)
-        self._manager.save(
-            step, args=ocp.args.Composite(tree=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(record))
-        )
+            tree, second = jax.tree.map(jnp.copy, (tree, second))
+        items: dict[str, Any] = {"tree": ocp.args.StandardSave(tree), "record": ocp.args.JsonSave(record)}
+        if second is not None:
+            items["second"] = ocp.args.StandardSave(second)
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict]:
         """Reads a checkpoint onto the devices.
@@ -62,6 +67,11 @@ class Checkpoints:
             step, args=ocp.args.Composite(tree=ocp.args.StandardRestore(like), record=ocp.args.JsonRestore())
         )
         return restored["tree"], dict(restored["record"])
+
+    def restore_second(self, step: int, like: Any) -> Any:
+        """The second tree of a checkpoint that has one; as `restore`."""
+        items = ocp.args.Composite(second=ocp.args.StandardRestore(like))
+        return self._manager.restore(step, args=items)["second"]
 
     def close(self) -> None:
         """Waits for the save under way and raises its error, if it had one."""

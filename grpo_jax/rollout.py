@@ -106,6 +106,7 @@ class Collector:
             judgements=judgements,
             rewards_PG=_weighted(table_PGX, self.judge.specs),
             metrics=metrics,
+            rewards_PGF=table_PGX[..., : len(self.judge.specs)],
         )
 
 
@@ -143,10 +144,15 @@ def hidden_share(judgements: Iterable[Judgement], waited: float, *, num_workers:
     return max(1.0 - waited / alone, 0.0) if alone else 1.0
 
 
-def shuffled(rewards_PG: np.ndarray, *, seed: int, step: int) -> np.ndarray:
-    """The step's rewards dealt to other rows: the negative control, under which nothing can be learned."""
-    flat = rewards_PG.reshape(-1)
-    return np.random.default_rng((seed, step)).permutation(flat).reshape(rewards_PG.shape)
+def shuffled(rewards: np.ndarray, *, seed: int, step: int) -> np.ndarray:
+    """The step's rewards dealt to other rows: the negative control, under which nothing can be learned.
+
+    Args:
+        rewards: `[P, G]` or `[P, G, F]`; both are dealt alike.
+    """
+    num_rows = rewards.shape[0] * rewards.shape[1]
+    order = np.random.default_rng((seed, step)).permutation(num_rows)
+    return rewards.reshape(num_rows, -1)[order].reshape(rewards.shape)
 
 
 def _table(completions: list[list[Completion]], judgements: list[list[Judgement]]) -> np.ndarray:

@@ -18,7 +18,8 @@ import jax
 from grpo_jax import checkpoints, data, distributed, metrics, policy, settings
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import batches, train_state
-from grpo_jax.learning.update import ComputeParams, Learner, LossParams
+from grpo_jax.learning.scoring import ComputeParams
+from grpo_jax.learning.update import Learner
 from grpo_jax.models import packed_attention
 from grpo_jax.rewards import registry
 from grpo_jax.rewards.pool import Judge
@@ -45,7 +46,7 @@ Teller = metrics.Teller | metrics.SilentTeller  # of the first process | of the 
 
 @dataclasses.dataclass
 class Run:
-    """The rooms of one run; only `state` changes."""
+    """The rooms of one run; only `state` changes, and `ref_params` where the reference follows the policy."""
 
     settings: Settings
     folder: Path
@@ -62,6 +63,7 @@ class Run:
     learner: Learner
     state: train_state.TrainState
     ref_params: Any  # None without a KL term
+    mix_reference: Any  # (ref_params, params) -> ref_params; None where the reference stays as it is
     first_step: int  # 1 for a new run
 
 
@@ -120,6 +122,9 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
         learner=learner,
         state=state,
         ref_params=ref_params,
+        mix_reference=train_state.reference_mixer(ref_params, alpha=s.grpo.ref_model_mixup_alpha)
+        if s.grpo.ref_model_sync_steps
+        else None,
         first_step=done + 1,
     )
     if done:
@@ -281,15 +286,8 @@ def make_learning(
         mesh=mesh,
         tx=tx,
         shapes=opened.shapes,
-        loss=LossParams(
-            loss_type=s.grpo.loss_type,
-            epsilon=s.grpo.epsilon,
-            epsilon_high=s.grpo.epsilon_high,
-            beta=s.grpo.beta,
-            temperature=s.rollout.temperature,
-            max_completion_length=s.rollout.max_completion_length,
-        ),
-        compute=ComputeParams(opened.dtype, s.model.remat, opened.num_valid_ids, opened.attention, mesh),
+        loss=s.loss,
+        compute=ComputeParams(opened.dtype, s.model.remat, opened.num_valid_ids, opened.attention),
     )
     return train_state.create(tx, params, mesh=mesh), ref_params, learner
 
@@ -313,12 +311,14 @@ def packing(
         packing=a_line,
         share_prompts=share_prompts,
         mask_truncated_completions=s.grpo.mask_truncated_completions,
-        keep_rows_without_signal=s.grpo.beta > 0,
+        keep_rows_without_signal=s.loss.learns_without_advantage,
     )
 
 
 def restore(run: Run, step: int) -> None:
-    """Takes state and data position from a checkpoint."""
+    """Takes state, data position and a reference that has moved from a checkpoint."""
     run.teller.tell_message(f"going on after step {step} of {run.settings.max_steps}")
     run.state, record = run.keeper.restore(step, checkpoints.like(run.state))
+    if run.mix_reference:
+        run.ref_params = run.keeper.restore_second(step, checkpoints.like(run.ref_params))
     run.problem_batches.set_state(record["data"])

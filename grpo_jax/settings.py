@@ -15,7 +15,9 @@ from typing import Any
 from grpo_jax.data import DataParams
 from grpo_jax.distributed import DistributedParams
 from grpo_jax.evaluation import EvaluationParams
-from grpo_jax.learning import advantages, losses
+from grpo_jax.learning import advantages, objective, objective_checks
+from grpo_jax.learning.advantages import AdvantageParams
+from grpo_jax.learning.objective import LossParams
 from grpo_jax.learning.train_state import SCHEDULES, OptimizerParams
 from grpo_jax.metrics import TellingParams
 from grpo_jax.models.hf_weights import EXPORT_DTYPES
@@ -82,11 +84,31 @@ class RewardParams:
 class GRPOParams:
     """The objective and how the rows are cut; see `learning/`."""
 
+    # names may be "auto": as the loss type has it, see `objective.LOSS_TYPES`
     loss_type: str
-    scale_rewards: str
+    aggregation: str  # key of `losses.AGGREGATIONS`
+    importance_sampling_level: str  # key of `losses.LEVELS`
+    advantage_estimator: str  # key of `advantages.ESTIMATORS`
+    scale_rewards: str  # key of `advantages.SCALES`
+    std_floor: float  # deviations of rewards below count as this
+    multi_objective_aggregation: str  # key of `advantages.AGGREGATIONS`
     epsilon: float
     epsilon_high: float
+    delta: float
+    sapo_temperature_pos: float
+    sapo_temperature_neg: float
+    log_ratio_clamp: float
     beta: float
+    kl_estimator: str  # key of `kl.KL_ESTIMATORS`
+    kl_in: str  # "loss", "reward"
+    ref_model_sync_steps: int  # steps between two moves of the reference; 0: it stays
+    ref_model_mixup_alpha: float  # share of the policy in a move
+    sampler_correction: str  # key of `corrections.SAMPLER_CORRECTIONS`
+    sampler_correction_cap: float
+    entropy_coef: float
+    top_entropy_quantile: float
+    soft_punish_cache: int  # tokens; see `advantages.overlong_penalty`; 0: no penalty
+    dynamic_sampling_max_rounds: int  # see `dynamic_sampling.py`; 0: groups stay as they are
     num_iterations: int  # passes over a rollout
     num_minibatches: int  # updates a pass
     per_device_train_batch_size: int  # rows of one backward pass, on each device that rows are cut over
@@ -137,6 +159,42 @@ class Settings:
         return self.max_steps * self.grpo.num_iterations * self.grpo.num_minibatches
 
     @property
+    def loss(self) -> LossParams:
+        """The objective; the loss type's own choices are not yet put in for "auto"."""
+        grpo = self.grpo
+        return LossParams(
+            loss_type=grpo.loss_type,
+            epsilon=grpo.epsilon,
+            epsilon_high=grpo.epsilon_high,
+            beta=grpo.beta,
+            temperature=self.rollout.temperature,
+            max_completion_length=self.rollout.max_completion_length,
+            aggregation=grpo.aggregation,
+            importance_sampling_level=grpo.importance_sampling_level,
+            delta=grpo.delta,
+            sapo_temperature_pos=grpo.sapo_temperature_pos,
+            sapo_temperature_neg=grpo.sapo_temperature_neg,
+            log_ratio_clamp=grpo.log_ratio_clamp,
+            kl_estimator=grpo.kl_estimator,
+            kl_in=grpo.kl_in,
+            sampler_correction=grpo.sampler_correction,
+            sampler_correction_cap=grpo.sampler_correction_cap,
+            entropy_coef=grpo.entropy_coef,
+            top_entropy_quantile=grpo.top_entropy_quantile,
+        )
+
+    @property
+    def advantages(self) -> AdvantageParams:
+        """How rewards are compared, with the loss type's own choice for each "auto"."""
+        grpo, kind = self.grpo, objective.LOSS_TYPES[self.grpo.loss_type]
+        return AdvantageParams(
+            advantage_estimator=objective.or_default(grpo.advantage_estimator, kind.advantage_estimator),
+            scale_rewards=objective.or_default(grpo.scale_rewards, kind.scale_rewards),
+            std_floor=grpo.std_floor,
+            multi_objective_aggregation=grpo.multi_objective_aggregation,
+        )
+
+    @property
     def evaluation_data(self) -> DataParams:
         """The evaluation's problems, rendered as the training problems are."""
         return dataclasses.replace(
@@ -177,6 +235,9 @@ def check(settings: Settings, *, num_processes: int, num_row_shards: int) -> Non
     """
     _check_ranges(settings)
     _check_names(settings)
+    objective_checks.check(settings.loss)
+    _check_reference(settings)
+    _check_rewards(settings)
     _check_rows(settings, num_processes=num_processes, num_row_shards=num_row_shards)
 
 
@@ -211,9 +272,10 @@ def _check_ranges(settings: Settings) -> None:
         "rollout.max_completion_length": (settings.rollout.max_completion_length, 1),
         "rollout.num_slots": (settings.rollout.num_slots, 0),
         "rollout.window": (settings.rollout.window, 0),
-        "grpo.epsilon": (settings.grpo.epsilon, 0),
-        "grpo.epsilon_high": (settings.grpo.epsilon_high, 0),
-        "grpo.beta": (settings.grpo.beta, 0),
+        "grpo.std_floor": (settings.grpo.std_floor, 0),
+        "grpo.ref_model_sync_steps": (settings.grpo.ref_model_sync_steps, 0),
+        "grpo.soft_punish_cache": (settings.grpo.soft_punish_cache, 0),
+        "grpo.dynamic_sampling_max_rounds": (settings.grpo.dynamic_sampling_max_rounds, 0),
         "grpo.num_iterations": (settings.grpo.num_iterations, 1),
         "grpo.num_minibatches": (settings.grpo.num_minibatches, 1),
         "grpo.per_device_train_batch_size": (settings.grpo.per_device_train_batch_size, 1),
@@ -251,14 +313,65 @@ def _check_ranges(settings: Settings) -> None:
 
 def _check_names(settings: Settings) -> None:
     known = {
-        "grpo.loss_type": (settings.grpo.loss_type, losses.TOKEN_WEIGHTS),
-        "grpo.scale_rewards": (settings.grpo.scale_rewards, advantages.SCALES),
+        "grpo.advantage_estimator": (settings.grpo.advantage_estimator, ("auto", *advantages.ESTIMATORS)),
+        "grpo.scale_rewards": (settings.grpo.scale_rewards, ("auto", *advantages.SCALES)),
+        "grpo.multi_objective_aggregation": (
+            settings.grpo.multi_objective_aggregation,
+            advantages.AGGREGATIONS,
+        ),
         "optimizer.lr_scheduler_type": (settings.optimizer.lr_scheduler_type, SCHEDULES),
         "checkpoint.export_dtype": (settings.checkpoint.export_dtype, ("auto", *EXPORT_DTYPES)),
     }
     for name, (value, names) in known.items():
         if value not in names:
             raise ValueError(f"config.{name} is {value!r}; known are {sorted(names)}.")
+
+
+def _check_reference(settings: Settings) -> None:
+    if settings.grpo.ref_model_sync_steps and not settings.grpo.beta:
+        raise ValueError(
+            f"config.grpo.ref_model_sync_steps is {settings.grpo.ref_model_sync_steps}, but with config.grpo.beta 0 "
+            "there is no reference to move; set 0."
+        )
+    if not 0 < settings.grpo.ref_model_mixup_alpha <= 1:
+        raise ValueError(
+            "config.grpo.ref_model_mixup_alpha must lie in (0, 1], where 1 takes the policy as it is; "
+            f"got {settings.grpo.ref_model_mixup_alpha}."
+        )
+
+
+def _check_rewards(settings: Settings) -> None:
+    """What is compared must not undo a field that shapes it."""
+    cache, longest = settings.grpo.soft_punish_cache, settings.rollout.max_completion_length
+    if cache > longest:
+        raise ValueError(
+            f"config.grpo.soft_punish_cache is {cache} tokens, more than config.rollout.max_completion_length "
+            f"{longest}; set {longest} or fewer."
+        )
+    params = settings.advantages
+    if params.scale_rewards == "none" and params.std_floor:
+        raise ValueError(
+            f"config.grpo.std_floor is {params.std_floor}, which does nothing where rewards are not scaled "
+            "(config.grpo.scale_rewards 'none'); set 0."
+        )
+    if settings.grpo.dynamic_sampling_max_rounds and params.advantage_estimator in ("batch_mean", "none"):
+        raise ValueError(
+            "config.grpo.dynamic_sampling_max_rounds replaces groups of equal rewards, which do teach something "
+            f"with config.grpo.advantage_estimator {params.advantage_estimator!r}; set 0."
+        )
+    if params.multi_objective_aggregation != "normalize_then_sum":
+        return
+    if (params.advantage_estimator, params.scale_rewards) != ("group_mean", "group"):
+        raise ValueError(
+            "config.grpo.multi_objective_aggregation 'normalize_then_sum' compares each reward in its group; "
+            f"got config.grpo.advantage_estimator {params.advantage_estimator!r} and scale_rewards "
+            f"{params.scale_rewards!r}. Set 'group_mean' and 'group'."
+        )
+    if settings.loss.penalises_reward:
+        raise ValueError(
+            "config.grpo.multi_objective_aggregation 'normalize_then_sum' would scale config.grpo.beta away "
+            "from a KL in the reward; set config.grpo.kl_in 'loss'."
+        )
 
 
 def _check_rows(settings: Settings, *, num_processes: int, num_row_shards: int) -> None:

@@ -77,7 +77,8 @@ class Judgement:
 class Rollout:
     """Everything one step collected.
 
-    Lists hold this process's problems; `rewards_PG` holds those of all processes, equal everywhere.
+    Lists hold this process's problems; `rewards_PG` and `rewards_PGF` hold those of all processes, equal
+    everywhere. F counts reward functions.
     """
 
     problems: list[Problem]  # [P_local]
@@ -86,6 +87,7 @@ class Rollout:
     judgements: list[list[Judgement]]  # [P_local][G]
     rewards_PG: np.ndarray  # float32, weighted sum over reward functions
     metrics: dict[str, float]  # of this collection, over all processes
+    rewards_PGF: Any = None  # float32, of each reward function, unweighted; None: no judge has seen them
 
 
 class PackedTokens(NamedTuple):
@@ -120,3 +122,4 @@ class TrainBatch(NamedTuple):
     sampler_logprobs_AUSC: Any  # float32, 0 outside the mask
     old_logprobs_AUSC: Any = None  # float32; None: the policy has not moved since it sampled
     ref_logprobs_AUSC: Any = None  # float32; None: no KL term
+    entropy_mask_AUSC: Any = None  # float32; 1 where a token's entropy is high enough; None: everywhere

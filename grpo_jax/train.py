@@ -21,11 +21,21 @@ STARTED_AT = time.time()  # before the other imports: `seconds` in metrics.jsonl
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import numpy as np
 
-from grpo_jax import command_line, compilations, distributed, metrics, policy, report, settings
+from grpo_jax import (
+    command_line,
+    compilations,
+    distributed,
+    dynamic_sampling,
+    metrics,
+    policy,
+    report,
+    settings,
+)
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.evaluation import evaluate
 from grpo_jax.learning import advantages, batches, train_state
@@ -60,6 +70,7 @@ def train(run: Run) -> None:
             "time/step": time.perf_counter() - started,
             "compilations": compiled.total - before,
         }
+        follow(run, step)
         tell(run, step, rollout, advantages_PG, learned)
         if is_time(step, every=run.settings.evaluation.eval_steps, last=last):
             look(run, step=step)
@@ -71,35 +82,89 @@ def take_step(run: Run, step: int) -> tuple[Rollout, np.ndarray, dict[str, float
     """One GRPO step; replaces the run's state."""
     problems = next(run.problem_batches)
     rollout = collect(run, problems, step)
-    advantages_PG = advantages.group_relative(
-        rollout.rewards_PG, scale_rewards=run.settings.grpo.scale_rewards
-    )
+    advantages_PG = centre(run, rollout, kl_PG=reward_kl(run, rollout))
     return rollout, advantages_PG, learn(run, rollout, advantages_PG)
 
 
 def collect(run: Run, problems: list[Problem], step: int) -> Rollout:
-    """Act, judge and gather."""
-    step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(run.settings.seed), 0), step)
-    rollout = run.collector.collect(run.weights(run.state.params), problems, step_key=step_key)
+    """Act, judge and gather; again for groups without signal, where that is asked for."""
+    key, weights = jax.random.key(run.settings.seed), run.weights(run.state.params)
+    step_key = jax.random.fold_in(jax.random.fold_in(key, 0), step)
+    rollout = run.collector.collect(weights, problems, step_key=step_key)
+    if run.settings.grpo.dynamic_sampling_max_rounds:
+        more_key = jax.random.fold_in(jax.random.fold_in(key, 2), step)
+
+        def sample(count: int, number: int) -> Rollout:
+            new = next(run.problem_batches)[:count]  # the others wait for the next epoch
+            return run.collector.collect(weights, new, step_key=jax.random.fold_in(more_key, number))
+
+        rollout = dynamic_sampling.replenish(
+            rollout,
+            sample,
+            max_rounds=run.settings.grpo.dynamic_sampling_max_rounds,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
     if run.settings.reward.shuffle_rewards:
-        dealt_PG = shuffled(rollout.rewards_PG, seed=run.settings.seed, step=step)
-        rollout = dataclasses.replace(rollout, rewards_PG=dealt_PG)
+        deal = partial(shuffled, seed=run.settings.seed, step=step)
+        rollout = dataclasses.replace(
+            rollout, rewards_PG=deal(rollout.rewards_PG), rewards_PGF=deal(rollout.rewards_PGF)
+        )
     return rollout
+
+
+def centre(run: Run, rollout: Rollout, *, kl_PG: np.ndarray | None = None) -> np.ndarray:
+    """Advantages `[P, G]` of all processes, after what is taken off the rewards.
+
+    Args:
+        kl_PG: each completion's KL to the reference, of all processes, where it is part of the reward.
+    """
+    s = run.settings
+    penalty_PG = np.zeros(rollout.rewards_PG.shape, np.float32)
+    if s.grpo.soft_punish_cache:
+        own_PG = np.array([[c.num_tokens for c in group] for group in rollout.completions], np.int32)
+        penalty_PG += advantages.overlong_penalty(
+            distributed.gather(own_PG),
+            max_completion_length=s.rollout.max_completion_length,
+            cache=s.grpo.soft_punish_cache,
+        )
+    if kl_PG is not None:
+        penalty_PG = advantages.penalised(penalty_PG, kl_PG, s.grpo.beta)
+    weights_F = np.array([spec.weight for spec in run.judge.specs], np.float32)
+    return advantages.of_rewards(rollout.rewards_PGF, weights_F, s.advantages, penalty_PG=penalty_PG)
+
+
+def reward_kl(run: Run, rollout: Rollout) -> np.ndarray | None:
+    """Each completion's KL to the reference `[P, G]` of all processes, where it is part of the reward."""
+    if not run.settings.loss.penalises_reward:
+        return None
+    ones_PG = np.ones(rollout.rewards_PG.shape, np.float32)  # all are scored, whatever they will be worth
+    own_PG = run.learner.rollout_kl(
+        run.state.params,
+        pack(run, rollout, ones_PG),
+        ref_params=run.ref_params,
+        shape=(len(rollout.problems), ones_PG.shape[1]),
+    )
+    return distributed.gather(own_PG)
+
+
+def pack(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> list[batches.Minibatch]:
+    """This process's minibatches, as wide as the longest completion of all processes needs."""
+    longest = max(completion.num_tokens for group in rollout.completions for completion in group)
+    num_columns = batches.completion_columns(
+        distributed.largest([longest])[0], max_completion_length=run.packing.max_completion_length
+    )
+    return batches.pack(
+        rollout, distributed.own_share(advantages_PG), num_columns=num_columns, params=run.packing
+    )
 
 
 def learn(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> dict[str, float]:
     """Pack, score and learn; replaces the run's state."""
     started = time.perf_counter()
-    longest = max(completion.num_tokens for group in rollout.completions for completion in group)
-    num_columns = batches.completion_columns(
-        distributed.largest([longest])[0], max_completion_length=run.packing.max_completion_length
-    )
-    minibatches = batches.pack(
-        rollout, distributed.own_share(advantages_PG), num_columns=num_columns, params=run.packing
-    )
     run.state, learned = run.learner.learn(
         run.state,
-        minibatches,
+        pack(run, rollout, advantages_PG),
         ref_params=run.ref_params,
         num_iterations=run.settings.grpo.num_iterations,
     )
@@ -115,11 +180,19 @@ def learn(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> dict[str, fl
     return learned
 
 
+def follow(run: Run, step: int) -> None:
+    """Moves the reference towards the policy, where and when that is asked for."""
+    if run.mix_reference and step % run.settings.grpo.ref_model_sync_steps == 0:
+        run.ref_params = run.mix_reference(run.ref_params, run.state.params)
+
+
 def tell(run: Run, step: int, rollout: Rollout, advantages_PG: np.ndarray, learned: dict[str, float]) -> None:
     """Numbers of the step, a remark where they would puzzle, and every few steps some samples."""
     numbers = rollout.metrics | learned
     on_policy = run.settings.grpo.num_iterations * run.settings.grpo.num_minibatches == 1
     notes = [*metrics.step_notes(numbers, on_policy=on_policy)]
+    if left := dynamic_sampling.note(numbers, num_groups=len(rollout.rewards_PG)):
+        notes.append(left)
     if run.judge.first_failure:
         notes.append(f"a reward failed and counted 0: {run.judge.first_failure}")
     run.teller.tell_step(step, numbers, notes=notes)
@@ -176,7 +249,8 @@ def look(run: Run, *, step: int) -> None:
 def keep(run: Run, step: int) -> None:
     """Saves all that is needed to go on after this step; training does not wait for the disk."""
     record = {"step": step, "seed": run.settings.seed, "data": run.problem_batches.get_state()}
-    run.keeper.save(step, run.state, record)
+    moved = run.ref_params if run.mix_reference else None
+    run.keeper.save(step, run.state, record, second=moved)
 
 
 def finish(run: Run) -> None:

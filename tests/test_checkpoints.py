@@ -68,3 +68,15 @@ def test_a_folder_left_by_a_killed_save_is_no_checkpoint(tmp_path, mesh):
     keeper.close()
     (tmp_path / "c" / "2.orbax-checkpoint-tmp").mkdir()
     assert Checkpoints(tmp_path / "c", keep=2).latest_step() == 1
+
+
+def test_a_second_tree_is_kept_beside_the_first_and_asked_for_apart(tmp_path, mesh):
+    keeper = Checkpoints(tmp_path / "c", keep=2)
+    keeper.save(1, tree_on(mesh, 1.0), {"step": 1}, second=tree_on(mesh, 7.0))
+    keeper.close()
+    again = Checkpoints(tmp_path / "c", keep=2)
+    places = checkpoints.like(tree_on(mesh, 0.0))
+    restored, record = again.restore(1, places)
+    np.testing.assert_array_equal(restored["a"], np.full((16, 3), 1.0))
+    assert record == {"step": 1}
+    np.testing.assert_array_equal(again.restore_second(1, places)["a"], np.full((16, 3), 7.0))

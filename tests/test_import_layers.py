@@ -37,7 +37,7 @@ FLOORS: dict[int, set[str]] = {
     },
     2: {"sampling", "learning", "data", "metrics", "report"},
     3: {"policy", "rollout"},
-    4: {"evaluation"},
+    4: {"evaluation", "dynamic_sampling"},
     5: {"settings"},
     6: {"run"},
     7: {"train"},
@@ -62,6 +62,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     # acting, judging and learning are strangers: they meet in rollout and train, through structs
     "sampling": {"structs", "mesh", "models", "distributed"},
     "learning": {"structs", "mesh", "models", "distributed"},
+    "dynamic_sampling": {"structs", "learning"},
 }
 
 DOORS: dict[str, set[str]] = {  # outside library -> exactly the rooms that import it

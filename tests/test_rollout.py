@@ -40,6 +40,7 @@ def test_every_reward_belongs_to_its_own_completion(tiny_model, tiny_params, mes
         for g in range(4):
             expected = 2.0 * (float(rollout.completions[p][g].ids[0]) + 1000.0 * p)
             assert rollout.rewards_PG[p, g] == expected
+            assert rollout.rewards_PGF[p, g].tolist() == [expected / 2.0]
             assert rollout.texts[p][g].split()[0] == str(rollout.completions[p][g].ids[0])
     assert rollout.metrics["reward"] == pytest.approx(float(rollout.rewards_PG.mean()))
     assert rollout.metrics["outcome/scored"] == 1.0
@@ -77,3 +78,5 @@ def test_shuffling_deals_the_same_rewards_to_other_rows_and_follows_seed_and_ste
     assert (dealt != rewards_PG).mean() > 0.5
     np.testing.assert_array_equal(dealt, shuffled(rewards_PG, seed=0, step=1))
     assert (dealt != shuffled(rewards_PG, seed=0, step=2)).any()
+    both_PGF = np.stack([rewards_PG, -rewards_PG], axis=-1)  # rewards of one completion stay together
+    np.testing.assert_array_equal(shuffled(both_PGF, seed=0, step=1), np.stack([dealt, -dealt], axis=-1))

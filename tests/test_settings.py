@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from configs import base
 from grpo_jax import settings
+from grpo_jax.learning.objective import LOSS_TYPES, LossParams
 from grpo_jax.models.spec import ModelSpec
 
 SPEC = ModelSpec(
@@ -24,6 +26,8 @@ SPEC = ModelSpec(
     rms_norm_eps=1e-6,
     rope_theta=10000.0,
 )
+
+FIELDS_OF_GRPO = {field.name for field in dataclasses.fields(settings.GRPOParams)}
 
 
 def changed(**changes: Any) -> settings.Settings:
@@ -66,6 +70,13 @@ def test_the_base_passes_on_one_two_and_eight_devices():
         ("grpo.epsilon", -0.1, 0),
         ("grpo.epsilon_high", -0.1, 0),
         ("grpo.beta", -0.1, 0),
+        ("grpo.delta", -1.0, 0),
+        ("grpo.log_ratio_clamp", float("nan"), 0),
+        ("grpo.entropy_coef", -0.1, 0),
+        ("grpo.std_floor", -0.1, 0),
+        ("grpo.soft_punish_cache", -1, 0),
+        ("grpo.ref_model_sync_steps", -1, 0),
+        ("grpo.dynamic_sampling_max_rounds", -1, 0),
         ("grpo.num_iterations", 0, 1),
         ("grpo.num_minibatches", 0, 1),
         ("grpo.per_device_train_batch_size", 0, 1),
@@ -112,8 +123,27 @@ def test_an_export_that_would_fail_at_the_end_is_refused_at_the_start(gigabytes)
 @pytest.mark.parametrize(
     ("field", "known"),
     [
-        ("grpo.loss_type", ["bnpo", "dapo", "dr_grpo", "grpo"]),
-        ("grpo.scale_rewards", ["batch", "group", "none"]),
+        (
+            "grpo.loss_type",
+            [
+                *("bnpo", "cispo", "dapo", "dr_grpo", "grpo", "gspo", "no_baseline", "reinforce++"),
+                *("reinforce_with_baseline", "rloo", "sapo"),
+            ],
+        ),
+        ("grpo.scale_rewards", ["auto", "batch", "group", "none"]),
+        ("grpo.advantage_estimator", ["auto", "batch_mean", "group_mean", "leave_one_out", "none"]),
+        ("grpo.multi_objective_aggregation", ["normalize_then_sum", "sum_then_normalize"]),
+        (
+            "grpo.aggregation",
+            ["auto", "constant_length", "minibatch_token_mean", "sequence_mean", "token_mean"],
+        ),
+        ("grpo.importance_sampling_level", ["auto", "sequence", "sequence_token", "token"]),
+        ("grpo.kl_estimator", ["k1", "k2", "k3", "k3_unbiased"]),
+        ("grpo.kl_in", ["auto", "loss", "reward"]),
+        (
+            "grpo.sampler_correction",
+            ["none", "sequence_mask", "sequence_truncate", "token_mask", "token_truncate"],
+        ),
         ("optimizer.lr_scheduler_type", ["constant", "cosine", "linear"]),
         ("checkpoint.export_dtype", ["auto", "bfloat16", "float16", "float32"]),
     ],
@@ -124,6 +154,89 @@ def test_an_unknown_name_is_refused_with_the_known_ones(field, known):
     assert str(known) in told
     for name in known:
         check(**{field.replace(".", "__"): name})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("sapo_temperature_pos", 0.0, "must be above 0"),
+        ("sapo_temperature_neg", -1.0, "must be above 0"),
+        ("sampler_correction_cap", 0.0, "must be above 0"),
+        ("top_entropy_quantile", 0.0, "must lie in (0, 1]"),
+        ("top_entropy_quantile", 1.1, "must lie in (0, 1]"),
+        ("log_ratio_clamp", 100.0, "set 80 at most"),
+        ("ref_model_mixup_alpha", 0.0, "must lie in (0, 1]"),
+        ("ref_model_mixup_alpha", 1.1, "must lie in (0, 1]"),
+        ("soft_punish_cache", 513, "set 512 or fewer"),
+        ("delta", 1.1, "set a larger one, or 0"),  # below 1 + epsilon_high
+    ],
+)
+def test_a_number_of_the_objective_out_of_its_range_is_refused(field, value, told):
+    assert f"config.grpo.{field}" in message(**{f"grpo__{field}": value})
+    assert told in message(**{f"grpo__{field}": value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "named", "mended"),
+    [
+        ({"loss_type": "cispo", "delta": 2.0}, "config.grpo.delta", {"delta": 0.0}),
+        ({"loss_type": "no_baseline", "delta": 2.0}, "config.grpo.delta", {"loss_type": "grpo"}),
+        (
+            {"loss_type": "no_baseline", "importance_sampling_level": "sequence"},
+            "takes no ratio",
+            {"importance_sampling_level": "auto"},
+        ),
+        ({"beta": 0.1, "kl_estimator": "k1"}, "gradient of 0 on average", {"kl_in": "reward"}),
+        (
+            {"loss_type": "rloo", "beta": 0.1, "kl_estimator": "k3_unbiased"},
+            "mends a gradient",
+            {"kl_in": "loss"},
+        ),
+        (
+            {"loss_type": "dr_grpo", "multi_objective_aggregation": "normalize_then_sum"},
+            "compares each reward in its group",
+            {"scale_rewards": "group"},
+        ),
+        (
+            {"beta": 0.1, "kl_in": "reward", "multi_objective_aggregation": "normalize_then_sum"},
+            "scale config.grpo.beta away",
+            {"kl_in": "loss"},
+        ),
+        (
+            {"loss_type": "reinforce++", "dynamic_sampling_max_rounds": 2},
+            "which do teach something",
+            {"advantage_estimator": "group_mean"},
+        ),
+        ({"ref_model_sync_steps": 64}, "there is no reference to move", {"beta": 0.01}),
+        ({"loss_type": "rloo", "std_floor": 0.1}, "config.grpo.std_floor", {"scale_rewards": "group"}),
+    ],
+)
+def test_fields_that_undo_each_other_are_refused_with_what_would_do(changes, named, mended):
+    fields = lambda values: {f"grpo__{name}": value for name, value in values.items()}  # noqa: E731
+    assert named in message(**fields(changes))
+    check(**fields(changes | mended))
+
+
+@pytest.mark.parametrize("loss_type", sorted(LOSS_TYPES))
+def test_every_loss_type_passes_with_a_kl_and_brings_its_own_advantages(loss_type):
+    check(grpo__loss_type=loss_type, grpo__beta=0.01)
+    kind = LOSS_TYPES[loss_type]
+    read = changed(grpo__loss_type=loss_type).advantages
+    assert (read.advantage_estimator, read.scale_rewards) == (kind.advantage_estimator, kind.scale_rewards)
+    chosen = changed(
+        grpo__loss_type=loss_type, grpo__scale_rewards="batch", grpo__advantage_estimator="batch_mean"
+    )
+    assert (chosen.advantages.advantage_estimator, chosen.advantages.scale_rewards) == ("batch_mean", "batch")
+
+
+def test_every_field_of_the_objective_comes_from_the_config():
+    values = {
+        field.name: object() for field in dataclasses.fields(LossParams) if field.name in FIELDS_OF_GRPO
+    }
+    loss = changed(**{f"grpo__{name}": value for name, value in values.items()}).loss
+    assert {name: getattr(loss, name) for name in values} == values
+    others = {field.name for field in dataclasses.fields(LossParams)} - set(values)
+    assert others == {"temperature", "max_completion_length"}  # of the rollout
 
 
 def test_prompts_that_processes_cannot_share_are_refused_with_the_multiple_that_works():

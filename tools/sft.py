@@ -23,7 +23,7 @@ from grpo_jax import command_line, data, policy, text, tiny_tokenizer, word_prob
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import batches, supervised, train_state
 from grpo_jax.learning.packing import Row
-from grpo_jax.learning.update import ComputeParams
+from grpo_jax.learning.scoring import ComputeParams
 from grpo_jax.models import decoder
 from grpo_jax.structs import Completion, Problem
 

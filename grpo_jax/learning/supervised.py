@@ -13,13 +13,11 @@ import jax.numpy as jnp
 import optax
 
 from grpo_jax import mesh as mesh_lib
-from grpo_jax.learning import train_state, update
+from grpo_jax.learning import train_state
+from grpo_jax.learning.scoring import ComputeParams, completion_logprobs
 from grpo_jax.learning.train_state import TrainState
-from grpo_jax.learning.update import ComputeParams, LossParams
 from grpo_jax.models.decoder import Model
 from grpo_jax.structs import TrainBatch
-
-_PLAIN = LossParams("bnpo", 0.0, 0.0, 0.0, 1.0, 1)  # only its temperature, 1, is read here
 
 
 def jitted_update(
@@ -33,7 +31,7 @@ def jitted_update(
     """The compiled `(state, batch) -> (state, metrics)`; the state is donated."""
     state = mesh_lib.parameter_shardings(mesh, train_state.shapes(tx, shapes))
     return jax.jit(
-        partial(supervised_update, model, tx, compute=compute),
+        partial(supervised_update, model, tx, mesh=mesh, compute=compute),
         donate_argnums=0,
         out_shardings=(state, mesh_lib.replicated(mesh)),
     )
@@ -45,6 +43,7 @@ def supervised_update(
     state: TrainState,
     batch: TrainBatch,
     *,
+    mesh: jax.sharding.Mesh,
     compute: ComputeParams,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer update on one microbatch (arrays without the A axis).
@@ -53,7 +52,9 @@ def supervised_update(
     """
 
     def loss(params: Any) -> jax.Array:
-        logprobs_USC, _ = update.completion_logprobs(model, params, batch, loss=_PLAIN, compute=compute)
+        logprobs_USC, _ = completion_logprobs(
+            model, params, batch, mesh=mesh, temperature=1.0, compute=compute
+        )
         mask_USC = batch.completion_mask_AUSC
         return -(logprobs_USC * mask_USC).sum() / jnp.maximum(mask_USC.sum(), 1.0)
 

@@ -59,11 +59,9 @@ def default_tile(vocab_size: int, platform: str | None = None) -> int:
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def _token_logprobs(hidden_BCD, head_VD, targets_BC, temperature, num_valid, tile_columns, entropy_gradient):
-    tiles = _cut((hidden_BCD, targets_BC), tile_columns)
-    head = head_VD.astype(hidden_BCD.dtype)
-    read = partial(_read_tile, head, temperature=temperature, num_valid=num_valid)
-    scored = _over_tiles(lambda tile: read(*tile)[0][:2], tiles)
-    return tuple(_join(x, targets_BC.shape[1]) for x in scored)
+    return _forward(hidden_BCD, head_VD, targets_BC, temperature, num_valid, tile_columns, entropy_gradient)[
+        0
+    ]
 
 
 def _forward(hidden_BCD, head_VD, targets_BC, temperature, num_valid, tile_columns, entropy_gradient):
@@ -72,10 +70,10 @@ def _forward(hidden_BCD, head_VD, targets_BC, temperature, num_valid, tile_colum
     read = partial(_read_tile, head, temperature=temperature, num_valid=num_valid)
     logits = None
     if len(tiles[0]) == 1:
-        scored, logits_BcV = read(*(x[0] for x in tiles))
-        scored, logits = tuple(x[None] for x in scored), logits_BcV[None]
+        scored, logits = read(*(x[0] for x in tiles))
+        scored = tuple(x[None] for x in scored)
     else:
-        scored = _over_tiles(lambda tile: read(*tile)[0], tiles)
+        _, scored = jax.lax.scan(lambda _, tile: (None, read(*tile)[0]), None, tiles)
     logprobs_BC, entropy_BC, log_sum_BC = (_join(x, targets_BC.shape[1]) for x in scored)
     return (logprobs_BC, entropy_BC), (hidden_BCD, head_VD, targets_BC, log_sum_BC, entropy_BC, logits)
 
@@ -110,7 +108,7 @@ def _backward(temperature, num_valid, tile_columns, entropy_gradient, saved, gra
 
     tiles = _cut((hidden_BCD, targets_BC, log_sum_BC, entropy_BC, *gradients), tile_columns)
     if logits is not None:
-        head_gradient_VD, of_hidden_BcD = of_tile(tuple(x[0] for x in tiles), logits[0])
+        head_gradient_VD, of_hidden_BcD = of_tile(tuple(x[0] for x in tiles), logits)
         of_hidden = of_hidden_BcD[None]
     else:
         head_gradient_VD, of_hidden = jax.lax.scan(add_tile, jnp.zeros(head_VD.shape, jnp.float32), tiles)
@@ -118,10 +116,6 @@ def _backward(temperature, num_valid, tile_columns, entropy_gradient, saved, gra
 
 
 _token_logprobs.defvjp(_forward, _backward)
-
-
-def _over_tiles(function: Any, tiles: tuple[jax.Array, ...]) -> Any:
-    return jax.lax.scan(lambda _, tile: (None, function(tile)), None, tiles)[1]
 
 
 def _read_tile(
@@ -136,9 +130,9 @@ def _read_tile(
     log_total_Bc = jnp.log(total_Bc)
     # both terms count from the largest logit: no difference of large numbers
     entropy_Bc = log_total_Bc - (weight_BcV * below_BcV).sum(axis=-1) / total_Bc
-    chosen_Bc = jnp.take_along_axis(logits_BcV, targets_Bc[..., None], axis=-1)[..., 0]
-    log_sum_Bc = largest_Bc + log_total_Bc
-    return (jnp.minimum(chosen_Bc - log_sum_Bc, 0.0), entropy_Bc, log_sum_Bc), logits_BcV
+    chosen_Bc = jnp.take_along_axis(below_BcV, targets_Bc[..., None], axis=-1)[..., 0]
+    logprob_Bc = jnp.minimum(chosen_Bc - log_total_Bc, 0.0)
+    return (logprob_Bc, entropy_Bc, largest_Bc + log_total_Bc), logits_BcV
 
 
 def _tile_logits(head_VD: jax.Array, hidden_BcD: jax.Array, temperature: float, num_valid: int) -> jax.Array:

@@ -98,6 +98,29 @@ def frozen_copy(params: Any, *, dtype: Any) -> Any:
     return copy(params)
 
 
+def reference_mixer(reference: Any, *, alpha: float) -> Any:
+    """The compiled `(reference, params) -> alpha * params + (1 - alpha) * reference`; the reference is donated.
+
+    Sums are float32; the result has the reference's dtype and lies where it lay.
+
+    Args:
+        reference: as `frozen_copy` made it.
+        alpha: share of the parameters, in (0, 1]; TRL's `ref_model_mixup_alpha`.
+
+    Source: Gorbatovski et al. 2024, "Learn your reference model", TR-DPO.
+    """
+
+    def mix(reference: Any, params: Any) -> Any:
+        return jax.tree.map(
+            lambda old, new: (alpha * new + (1.0 - alpha) * old.astype(new.dtype)).astype(old.dtype),
+            reference,
+            params,
+        )
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, reference)
+    return jax.jit(mix, donate_argnums=0, out_shardings=shardings)
+
+
 def _create(tx: optax.GradientTransformation, params: Any) -> TrainState:
     return TrainState(params, tx.init(params), jnp.int32(0))
 

@@ -8,10 +8,9 @@ is known for the whole minibatch first.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,50 +19,32 @@ import optax
 
 from grpo_jax import distributed
 from grpo_jax import mesh as mesh_lib
-from grpo_jax.learning import losses, train_state
+from grpo_jax.learning import kl, objective, train_state
 from grpo_jax.learning.batches import Minibatch
-from grpo_jax.learning.losses import Totals
-from grpo_jax.learning.token_logprobs import token_logprobs
+from grpo_jax.learning.corrections import entropy_threshold
+from grpo_jax.learning.objective import LossParams, Rows, Totals
+from grpo_jax.learning.scoring import Assemble, ComputeParams, completion_logprobs, score_batch, whole
 from grpo_jax.learning.train_state import TrainState
 from grpo_jax.models.decoder import Model, Params
 from grpo_jax.structs import TrainBatch
 
 
-@dataclasses.dataclass(frozen=True)
-class LossParams:
-    """The objective. Names and meanings as in TRL."""
+class Part(NamedTuple):
+    """A minibatch on the mesh."""
 
-    loss_type: str  # key of `losses.TOKEN_WEIGHTS`
-    epsilon: float  # the ratio is clipped below 1 - epsilon
-    epsilon_high: float  # and above 1 + epsilon_high
-    beta: float  # weight of the KL to the reference; 0: there is no reference
-    temperature: float  # of the log-probabilities; that of sampling
-    max_completion_length: int  # tokens; the constant of dr_grpo
-
-
-@dataclasses.dataclass(frozen=True)
-class ComputeParams:
-    """How the computation is done, which changes no result beyond rounding."""
-
-    dtype: Any  # of activations and of weights in matmuls
-    remat: str  # key of `decoder.REMAT_POLICIES`
-    num_valid_ids: int  # ids from here on have probability 0
-    attention: str = "xla"  # key of `packed_attention.LINE_ATTENTIONS`
-    mesh: Any = None  # over whose devices its kernels run; None: one device
-    tile_tokens: int = 0  # whose logits one device holds at once; 0: by `token_logprobs.TILE_BYTES`
-
-
-Assemble = Callable[[Any, Any, jax.Array | None], Params]
-"""`assemble(trained, frozen, key) -> params` of the model; key: of dropout, None without. LoRA brings its own."""
-
-
-def all_trained(trained: Any, frozen: Any, key: jax.Array | None) -> Params:
-    """Full fine-tuning: what is trained is the model."""
-    return trained
+    batch: TrainBatch
+    num_active: jax.Array  # int32: microbatches that hold anything, of the process that has most
+    totals: Totals
 
 
 class Learner:
-    """The jitted programs of learning, compiled once a batch shape, and the order in which they run."""
+    """The jitted programs of learning, compiled once a batch shape, and the order in which they run.
+
+    Args:
+        shapes: of what is trained.
+        assemble: makes the model's parameters of what is trained and what is frozen, inside the programs.
+        over_data: moments and accumulated gradients are cut over `data` too.
+    """
 
     def __init__(
         self,
@@ -74,14 +55,16 @@ class Learner:
         shapes: Any,
         loss: LossParams,
         compute: ComputeParams,
-        assemble: Assemble = all_trained,
+        assemble: Assemble = whole,
     ):
-        self.mesh, self.beta = mesh, loss.beta
+        self.mesh, self.loss = mesh, loss
         state = mesh_lib.parameter_shardings(mesh, train_state.shapes(tx, shapes))
-        score = partial(score_batch, model, assemble, loss=loss, compute=compute)
+        how = {"mesh": mesh, "compute": compute}
+        score = partial(score_batch, model, assemble, temperature=loss.temperature, **how)
         self.score = jax.jit(score, out_shardings=mesh_lib.rows(mesh, leading=1))
-        update = partial(update_state, model, tx, assemble, loss=loss, compute=compute)
+        update = partial(update_state, model, tx, assemble, loss=loss, **how)
         self.update = jax.jit(update, donate_argnums=0, out_shardings=(state, mesh_lib.replicated(mesh)))
+        self._row_kl = jax.jit(partial(_row_kl, loss=loss), out_shardings=mesh_lib.rows(mesh))
 
     def learn(
         self,
@@ -95,22 +78,24 @@ class Learner:
         """All updates of one rollout: `num_iterations` passes over its minibatches.
 
         Old log-probabilities are computed only if the policy moves before the rollout is used up; with
-        one update they are the update's own. Reference ones only if `beta` asks for them.
+        one update they are the update's own. Reference ones only if the loss has a KL.
+
+        Args:
+            ref_params: trained part of the reference policy; None beside frozen weights: they alone.
+            frozen: what no update changes; None in full fine-tuning.
 
         Returns: the new state; metrics, averaged over updates (the gap's largest, where it says max).
         """
-        totals = self.totals(minibatches)
-        counts = [jnp.int32(n) for n in distributed.largest([part.num_active for part in minibatches])]
-        on_mesh = [mesh_lib.put_rows(self.mesh, part.batch, leading=1) for part in minibatches]
-        parts = list(zip(on_mesh, counts, totals, strict=True))
-        if len(parts) * num_iterations > 1:
+        parts = self.put(minibatches)
+        only_tokens_of_high_entropy = self.loss.top_entropy_quantile < 1
+        if len(parts) * num_iterations > 1 or only_tokens_of_high_entropy:
+            parts = [self._with_old(state.params, frozen, part) for part in parts]
+        if self.loss.penalises_loss:
+            scored = [self.score(ref_params, frozen, part.batch, part.num_active) for part in parts]
             parts = [
-                (b._replace(old_logprobs_AUSC=self.score(state.params, frozen, b, n)), n, t)
-                for b, n, t in parts
+                part._replace(batch=part.batch._replace(ref_logprobs_AUSC=ref.logprobs_AUSC))
+                for part, ref in zip(parts, scored, strict=True)
             ]
-        if self.beta:
-            ref = (None, frozen) if ref_params is None else (ref_params, None)
-            parts = [(b._replace(ref_logprobs_AUSC=self.score(*ref, b, n)), n, t) for b, n, t in parts]
         history = []
         for _ in range(num_iterations):
             for part in parts:
@@ -118,34 +103,64 @@ class Learner:
                 history.append(metrics)
         return state, _averaged(jax.device_get(history))
 
-    def totals(self, minibatches: Sequence[Minibatch]) -> list[Totals]:
-        """What a minibatch's loss is divided by, over all processes."""
+    def rollout_kl(
+        self,
+        params: Any,
+        minibatches: Sequence[Minibatch],
+        *,
+        ref_params: Params,
+        shape: tuple[int, int],
+        frozen: Any = None,
+    ) -> np.ndarray:
+        """Each completion's KL to the reference, summed over its tokens, where that is part of the reward.
+
+        Args:
+            minibatches: of all completions, whatever their advantage.
+            shape: problems and completions a problem of this process.
+
+        Returns: float32 `[P, G]` of this process.
+        """
+        kl_PG = np.zeros(shape, np.float32)
+        for part, minibatch in zip(self.put(minibatches), minibatches, strict=True):
+            old, ref = (self.score(p, frozen, part.batch, part.num_active) for p in (params, ref_params))
+            kl_UAS = mesh_lib.local_rows(
+                self._row_kl(part.batch.completion_mask_AUSC, old.logprobs_AUSC, ref.logprobs_AUSC)
+            )
+            for i, places in enumerate(minibatch.places):
+                a, u = divmod(i, len(kl_UAS))
+                for s, place in enumerate(places):
+                    kl_PG[place] = kl_UAS[u, a, s]
+        return kl_PG
+
+    def put(self, minibatches: Sequence[Minibatch]) -> list[Part]:
+        """Minibatches on the mesh, with what is known of all processes."""
         local = [[float(part.batch.completion_mask_AUSC.sum()), part.num_rows] for part in minibatches]
         sums = distributed.gather(np.array([local], np.float64)).sum(axis=0)
         of_rollout = sums[:, 0].sum() / len(minibatches)
-        return [Totals(*map(np.float32, (rows, tokens, of_rollout))) for tokens, rows in sums]
+        counts = distributed.largest([part.num_active for part in minibatches])
+        return [
+            Part(
+                mesh_lib.put_rows(self.mesh, part.batch, leading=1),
+                jnp.int32(count),
+                Totals(*map(np.float32, (rows, tokens, of_rollout))),
+            )
+            for part, count, (tokens, rows) in zip(minibatches, counts, sums, strict=True)
+        ]
 
-
-def score_batch(
-    model: Model,
-    assemble: Assemble,
-    trained: Any,
-    frozen: Any,
-    batch: TrainBatch,
-    num_active: jax.Array,
-    *,
-    loss: LossParams,
-    compute: ComputeParams,
-) -> jax.Array:
-    """Log-probabilities float32 `[A, U, S, C]` of a batch's completion tokens, without gradients."""
-    params = assemble(trained, frozen, None)
-
-    def score_microbatch(i, scored_AUSC):
-        microbatch = jax.tree.map(lambda x: x[i], batch)
-        logprobs_USC, _ = completion_logprobs(model, params, microbatch, loss=loss, compute=compute)
-        return scored_AUSC.at[i].set(logprobs_USC)
-
-    return jax.lax.fori_loop(0, num_active, score_microbatch, jnp.zeros_like(batch.completion_mask_AUSC))
+    def _with_old(self, params: Any, frozen: Any, part: Part) -> Part:
+        """Log-probabilities of the policy as it is, and which tokens have entropy enough."""
+        scored = self.score(params, frozen, part.batch, part.num_active)
+        batch = part.batch._replace(old_logprobs_AUSC=scored.logprobs_AUSC)
+        if self.loss.top_entropy_quantile < 1:
+            mask_UASC, entropy_UASC = (
+                mesh_lib.local_rows(jnp.swapaxes(x, 0, 1))
+                for x in (batch.completion_mask_AUSC, scored.entropy_AUSC)
+            )
+            of_all = distributed.gather(entropy_UASC[mask_UASC > 0])
+            least = entropy_threshold(of_all, np.ones_like(of_all), self.loss.top_entropy_quantile)
+            kept_AUSC = (scored.entropy_AUSC >= least).astype(jnp.float32) * batch.completion_mask_AUSC
+            batch = batch._replace(entropy_mask_AUSC=kept_AUSC)
+        return part._replace(batch=batch)
 
 
 def update_state(
@@ -158,131 +173,113 @@ def update_state(
     num_active: jax.Array,
     totals: Totals,
     *,
+    mesh: jax.sharding.Mesh,
     loss: LossParams,
     compute: ComputeParams,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer update on one minibatch.
 
     Args:
-        frozen: what `assemble` wants beside the trained parameters.
+        frozen: what `assemble` wants beside the trained parameters; the gradient does not go to it.
         num_active: int32; only the first so many microbatches hold anything.
         totals: what the loss is divided by.
 
-    Returns: the new state and float32 scalars: `loss`, `entropy`, `clip_ratio/region_mean`, `grad_norm`, the
-        gap between the sampler's log-probabilities and the trainer's, and `kl` where there is a reference.
+    Returns: the new state and float32 scalars: `loss`, `grad_norm` and what `objective.metrics_of` gives.
     """
-
-    def microbatch_objective(trained, microbatch, key):
-        params = assemble(trained, frozen, key)
-        return microbatch_loss(model, params, microbatch, totals, loss=loss, compute=compute)
-
-    loss_and_grad = jax.value_and_grad(microbatch_objective, has_aux=True)
-    update_key = jax.random.fold_in(jax.random.key(0), state.num_updates)
-
-    def accumulate(i, carry):
-        gradients, sums, largest = carry
-        microbatch = jax.tree.map(lambda x: x[i], batch)
-        key = jax.random.fold_in(update_key, i)
-        (value, (new_sums, new_largest)), new = loss_and_grad(state.params, microbatch, key)
-        new_sums["loss"] = value
-        add = partial(jax.tree.map, jnp.add)
-        return add(gradients, new), add(sums, new_sums), jax.tree.map(jnp.maximum, largest, new_largest)
-
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    zero = jnp.float32(0)
-    sums = dict.fromkeys(("loss", "tokens", "kl", "entropy", "clipped", "gap"), zero)
-    carry = (zeros, sums, {"gap": zero, "ratio": zero})
-    gradients, sums, largest = jax.lax.fori_loop(0, num_active, accumulate, carry)
+    microbatch_loss = partial(_microbatch_loss, model, assemble, mesh=mesh, loss=loss, compute=compute)
+    accumulate = partial(_accumulate, microbatch_loss)
+    if mesh_lib.only_rows_are_cut(mesh):
+        accumulate = _summed_over_devices(accumulate, mesh)
+    key = jax.random.fold_in(jax.random.key(0), state.num_updates)  # of dropout
+    gradients, sums, largest = accumulate(state.params, frozen, batch, num_active, totals, key)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    per_token = lambda name: sums[name] / jnp.maximum(sums["tokens"], 1.0)  # noqa: E731
-    metrics = {
-        "loss": sums["loss"],
-        "entropy": per_token("entropy"),
-        "clip_ratio/region_mean": per_token("clipped"),
-        "grad_norm": optax.global_norm(gradients),
-        "sampling/sampling_logp_difference/mean": per_token("gap"),
-        "sampling/sampling_logp_difference/max": largest["gap"],
-        "ratio/max": largest["ratio"],
-    }
-    if loss.beta:
-        metrics["kl"] = per_token("kl")
+    metrics = {"loss": sums["loss"], "grad_norm": optax.global_norm(gradients)}
+    metrics |= objective.metrics_of(sums, largest, loss)
     return TrainState(params, opt_state, state.num_updates + 1), metrics
 
 
-def microbatch_loss(
+def _accumulate(microbatch_loss, trained, frozen, batch, num_active, totals, key):
+    """Gradients and sums over all microbatches, and maxima."""
+    loss_and_grad = jax.value_and_grad(microbatch_loss, has_aux=True)
+    add = partial(jax.tree.map, jnp.add)
+
+    def one(i, carry):
+        gradients, sums, largest = carry
+        # Of a single microbatch XLA would move parts out of the loop; on a CPU two of its sums over devices
+        # can then wait for each other for ever.
+        i, whole_batch = jax.lax.optimization_barrier((i, batch))
+        microbatch = jax.tree.map(lambda x: x[i], whole_batch)
+        (value, (new_sums, new_largest)), new = loss_and_grad(
+            trained, frozen, microbatch, totals, jax.random.fold_in(key, i)
+        )
+        return (
+            add(gradients, new),
+            add(sums, new_sums | {"loss": value}),
+            jax.tree.map(jnp.maximum, largest, new_largest),
+        )
+
+    sums, largest = objective.no_sums()
+    zeros = jax.tree.map(jnp.zeros_like, trained)
+    return jax.lax.fori_loop(0, num_active, one, (zeros, sums | {"loss": jnp.float32(0)}, largest))
+
+
+def _summed_over_devices(accumulate, mesh: jax.sharding.Mesh):
+    """Each device adds up its own microbatches; they meet once, at the end.
+
+    XLA would sum the gradient over devices after every microbatch.
+    """
+
+    def local(trained, frozen, batch, num_active, totals, key):
+        key = jax.random.fold_in(key, jax.lax.axis_index("data"))
+        gradients, sums, largest = accumulate(trained, frozen, batch, num_active, totals, key)
+        gradients, sums = jax.lax.psum((gradients, sums), "data")
+        return gradients, sums, jax.lax.pmax(largest, "data")
+
+    return mesh_lib.on_each_device(local, mesh, rows=(None, None, 1, None, None, None))
+
+
+def _microbatch_loss(
     model: Model,
-    params: Params,
+    assemble: Assemble,
+    trained: Any,
+    frozen: Any,
     batch: TrainBatch,
     totals: Totals,
+    key: jax.Array,
     *,
+    mesh: jax.sharding.Mesh,
     loss: LossParams,
     compute: ComputeParams,
 ) -> tuple[jax.Array, tuple[dict, dict]]:
     """The loss of one microbatch (arrays without the A axis) and sums and maxima for the metrics."""
-    flat = lambda x: None if x is None else x.reshape(-1, *x.shape[2:])  # noqa: E731
-    logprobs_BC, entropy_BC = map(flat, completion_logprobs(model, params, batch, loss=loss, compute=compute))
-    mask_BC = flat(batch.completion_mask_AUSC)
-    weights_BC = losses.TOKEN_WEIGHTS[loss.loss_type](
-        mask_BC, max_completion_length=loss.max_completion_length, totals=totals
-    )
-    # Masked positions hold anything; made equal to the policy's own they drop out of every ratio.
-    own_BC = jax.lax.stop_gradient(logprobs_BC)
-    fill = lambda x: own_BC if x is None else jnp.where(mask_BC > 0, flat(x), own_BC)  # noqa: E731
-    old_BC = fill(batch.old_logprobs_AUSC)
-    token_loss_BC, clipped_BC = losses.clipped_policy_loss(
-        logprobs_BC,
-        old_BC,
-        flat(batch.advantages_AUS),
-        epsilon=loss.epsilon,
-        epsilon_high=loss.epsilon_high,
-    )
-    kl_BC = jnp.zeros_like(token_loss_BC)
-    if loss.beta:
-        kl_BC = losses.kl_k3(logprobs_BC, fill(batch.ref_logprobs_AUSC))
-        token_loss_BC = token_loss_BC + loss.beta * kl_BC
-    gap_BC = jnp.abs(fill(batch.sampler_logprobs_AUSC) - old_BC)
-    sums = {
-        "tokens": mask_BC.sum(),
-        "kl": (kl_BC * mask_BC).sum(),
-        "entropy": (entropy_BC * mask_BC).sum(),
-        "clipped": (clipped_BC * mask_BC).sum(),
-        "gap": (gap_BC * mask_BC).sum(),
-    }
-    largest = {"gap": (gap_BC * mask_BC).max(), "ratio": (jnp.exp(own_BC - old_BC) * mask_BC).max()}
-    return (token_loss_BC * weights_BC).sum(), jax.lax.stop_gradient((sums, largest))
-
-
-def completion_logprobs(
-    model: Model, params: Params, batch: TrainBatch, *, loss: LossParams, compute: ComputeParams
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities and entropies float32 `[U, S, C]` of one microbatch's completions.
-
-    Only the Q places that hold completion tokens pass through the head.
-    """
-    hidden_UTD = model.packed_hidden_states(
-        params,
-        batch.packed,
-        dtype=compute.dtype,
-        remat=compute.remat,
-        attention=compute.attention,
-        mesh=compute.mesh,
-    )
-    scored_UQ = token_logprobs(
-        jnp.take_along_axis(hidden_UTD, batch.source_AUQ[..., None], axis=1),
-        model.head(params),
-        batch.targets_AUQ,
+    scored = completion_logprobs(
+        model,
+        assemble(trained, frozen, key),
+        batch,
+        mesh=mesh,
         temperature=loss.temperature,
-        num_valid_ids=compute.num_valid_ids,
-        tile_columns=compute.tile_tokens,
+        compute=compute,
+        entropy_gradient=loss.entropy_coef != 0,
     )
-    num_columns, num_places = batch.completion_mask_AUSC.shape[-1], batch.targets_AUQ.shape[-1]
-    place_USC = jnp.minimum(batch.start_AUS[..., None] + jnp.arange(num_columns)[None, None], num_places - 1)
+    flat = lambda x: None if x is None else x.reshape(-1, *x.shape[2:])  # noqa: E731
+    rows = Rows(
+        mask_BC=flat(batch.completion_mask_AUSC),
+        advantages_B=flat(batch.advantages_AUS),
+        sampler_logprobs_BC=flat(batch.sampler_logprobs_AUSC),
+        old_logprobs_BC=flat(batch.old_logprobs_AUSC),
+        ref_logprobs_BC=flat(batch.ref_logprobs_AUSC),
+        entropy_mask_BC=flat(batch.entropy_mask_AUSC),
+    )
+    return objective.microbatch_loss(*map(flat, scored), rows, totals, loss)
 
-    def by_completion(x_UQ: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(x_UQ[:, None], place_USC, axis=2)
 
-    return by_completion(scored_UQ[0]), by_completion(scored_UQ[1])
+def _row_kl(mask_AUSC: jax.Array, old_AUSC: jax.Array, ref_AUSC: jax.Array, *, loss: LossParams) -> jax.Array:
+    """float32 `[U, A, S]`."""
+    swapped = [jnp.swapaxes(x, 0, 1) for x in (old_AUSC, ref_AUSC, mask_AUSC)]
+    of_rows = partial(kl.of_rows, estimator=loss.kl_estimator, clamp=loss.log_ratio_clamp)
+    kl_B = of_rows(*(x.reshape(-1, x.shape[-1]) for x in swapped))
+    return kl_B.reshape(swapped[0].shape[:-1])
 
 
 def _averaged(history: list[dict[str, np.ndarray]]) -> dict[str, float]:

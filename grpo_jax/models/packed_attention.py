@@ -7,7 +7,6 @@ reads the one before it in its line. B is the lines of all pieces here, Z the co
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -124,7 +123,7 @@ def lines_splash(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     num_lines, width, kv_heads, queries, head_dim = q_BWKMH.shape
-    kv_segments, before = segments_BW, 0
+    before = 0
     k_BSKH, v_BSKH = _padded(k_BWKH, BLOCK), _padded(v_BWKH, BLOCK)
     segments_BX = kv_segments_BX = _padded(segments_BW, BLOCK)
     if prompt is not None:
@@ -217,6 +216,8 @@ def _on_devices(
         return attention
     around = jax.sharding.get_abstract_mesh()  # inside another shard_map some axes are cut already
     left = [axis for axis in mesh.axis_names if axis not in around.manual_axes]
+    if not left:
+        return attention
     *row_axes, head_axis = left
     rows = P(tuple(row_axes))
     heads = head_axis if num_kv_heads % mesh.shape[head_axis] == 0 else None

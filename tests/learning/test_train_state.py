@@ -165,3 +165,24 @@ def test_a_frozen_copy_outlives_its_original_and_lies_beside_it(tiny_params):
     assert jax.tree.map(lambda x: x.sharding, copy) == jax.tree.map(lambda x: x.sharding, tiny_params)
     expected = np.asarray(tiny_params["embedding"].astype(jnp.bfloat16), np.float32)
     np.testing.assert_array_equal(np.asarray(copy["embedding"], np.float32), expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_reference_moves_by_its_share_towards_the_policy_and_stays_where_it_lies(tiny_params, dtype):
+    params = jax.tree.map(lambda leaf: leaf + 1.0, tiny_params)
+    reference = train_state.frozen_copy(tiny_params, dtype=dtype)
+    places = jax.tree.map(lambda leaf: leaf.sharding, reference)
+    before = jax.device_get(train_state.frozen_copy(tiny_params, dtype=dtype))  # a look at ours would keep it
+    moved = train_state.reference_mixer(reference, alpha=0.25)(reference, params)
+    assert jax.tree.map(lambda leaf: leaf.sharding, moved) == places
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(reference))  # it was donated
+
+    def check(moved, old, new):
+        assert moved.dtype == dtype
+        expected = 0.25 * np.asarray(new, np.float64) + 0.75 * old.astype(np.float64)
+        # the last bit of either type
+        np.testing.assert_allclose(
+            np.asarray(moved, np.float64), expected, rtol=float(jnp.finfo(dtype).eps), atol=1e-6
+        )
+
+    jax.tree.map(check, jax.device_get(moved), before, jax.device_get(params))

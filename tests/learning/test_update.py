@@ -52,8 +52,9 @@ def test_minibatches_of_a_policy_that_has_not_moved_are_on_policy_too(get_learne
     minibatches = pack(*rows, num_minibatches=2)
     state, metrics = used.learn(state, minibatches, ref_params=reference, num_iterations=1)
     assert int(state.num_updates) == 2
-    # old log-probabilities come from a program of their own here, and this optimizer moves nothing
-    assert metrics["ratio/max"] == pytest.approx(1, abs=1e-6)
+    # Old log-probabilities come from a program of their own here, and this optimizer moves nothing. The two round
+    # hidden states apart: a logit of 10 in float32 steps by 1e-6, and a few of them add up.
+    assert metrics["ratio/max"] == pytest.approx(1, abs=1e-5)
     assert metrics["kl"] == pytest.approx(0, abs=1e-6)
     # dapo: every token of the step weighs the same, so the mean over both is that of all tokens
     mask = np.stack([part.batch.completion_mask_AUSC for part in minibatches])
