@@ -25,6 +25,7 @@ from grpo_jax.learning.batches import Minibatch
 from grpo_jax.learning.token_logprobs import token_logprobs
 from grpo_jax.learning.train_state import TrainState
 from grpo_jax.models.decoder import Model, Params
+from grpo_jax.models.lora import Assemble, whole
 from grpo_jax.structs import TrainBatch
 
 
@@ -50,7 +51,12 @@ class ComputeParams:
 
 
 class Learner:
-    """The jitted programs of learning, compiled once a batch shape, and the order in which they run."""
+    """The jitted programs of learning, compiled once a batch shape, and the order in which they run.
+
+    Args:
+        shapes: of what is trained.
+        assemble: makes the model's parameters of what is trained and what is frozen, inside the programs.
+    """
 
     def __init__(
         self,
@@ -61,21 +67,32 @@ class Learner:
         shapes: Any,
         loss: LossParams,
         compute: ComputeParams,
+        assemble: Assemble = whole,
     ):
         self.mesh, self.beta = mesh, loss.beta
         state = mesh_lib.parameter_shardings(mesh, train_state.shapes(tx, shapes))
-        score = partial(score_batch, model, loss=loss, compute=compute)
+        score = partial(score_batch, model, loss=loss, compute=compute, assemble=assemble)
         self.score = jax.jit(score, out_shardings=mesh_lib.rows(mesh, leading=1))
-        update = partial(update_state, model, tx, loss=loss, compute=compute)
+        update = partial(update_state, model, tx, loss=loss, compute=compute, assemble=assemble)
         self.update = jax.jit(update, donate_argnums=0, out_shardings=(state, mesh_lib.replicated(mesh)))
 
     def learn(
-        self, state: TrainState, minibatches: Sequence[Minibatch], *, ref_params: Params, num_iterations: int
+        self,
+        state: TrainState,
+        minibatches: Sequence[Minibatch],
+        *,
+        ref_params: Params,
+        num_iterations: int,
+        frozen: Params = None,
     ) -> tuple[TrainState, dict[str, float]]:
         """All updates of one rollout: `num_iterations` passes over its minibatches.
 
         Old log-probabilities are computed only if the policy moves before the rollout is used up; with
         one update they are the update's own. Reference ones only if `beta` asks for them.
+
+        Args:
+            ref_params: trained part of the reference policy; None beside frozen weights: they alone.
+            frozen: what no update changes; None in full fine-tuning.
 
         Returns: the new state; metrics, averaged over updates (the gap's largest, where it says max).
         """
@@ -84,21 +101,31 @@ class Learner:
         counts = [jnp.int32(n) for n in distributed.largest([part.num_active for part in minibatches])]
         on_mesh = [mesh_lib.put_rows(self.mesh, part.batch, leading=1) for part in minibatches]
         if len(minibatches) * num_iterations > 1:
-            on_mesh = [b._replace(old_logprobs_ABC=self.score(state.params, b)) for b in on_mesh]
+            on_mesh = [b._replace(old_logprobs_ABC=self.score(state.params, b, frozen)) for b in on_mesh]
         if self.beta:
-            on_mesh = [b._replace(ref_logprobs_ABC=self.score(ref_params, b)) for b in on_mesh]
+            on_mesh = [b._replace(ref_logprobs_ABC=self.score(ref_params, b, frozen)) for b in on_mesh]
         history = []
         for _ in range(num_iterations):
             for batch, count in zip(on_mesh, counts, strict=True):
-                state, metrics = self.update(state, batch, count, jnp.float32(all_tokens / len(on_mesh)))
+                state, metrics = self.update(
+                    state, batch, count, jnp.float32(all_tokens / len(on_mesh)), frozen
+                )
                 history.append(metrics)
         return state, _averaged(jax.device_get(history))
 
 
 def score_batch(
-    model: Model, params: Params, batch: TrainBatch, *, loss: LossParams, compute: ComputeParams
+    model: Model,
+    trained: Params,
+    batch: TrainBatch,
+    frozen: Params = None,
+    *,
+    loss: LossParams,
+    compute: ComputeParams,
+    assemble: Assemble = whole,
 ) -> jax.Array:
-    """Log-probabilities float32 `[A, B, C]` of a batch's completion tokens, without gradients."""
+    """Log-probabilities float32 `[A, B, C]` of a batch's completion tokens, without gradients or dropout."""
+    params = assemble(trained, frozen, None)
 
     def score_microbatch(microbatch: TrainBatch) -> jax.Array:
         return completion_logprobs(model, params, microbatch, loss=loss, compute=compute)[0]
@@ -113,28 +140,36 @@ def update_state(
     batch: TrainBatch,
     num_active: jax.Array,
     rollout_tokens: jax.Array,
+    frozen: Params = None,
     *,
     loss: LossParams,
     compute: ComputeParams,
+    assemble: Assemble = whole,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer update on one minibatch.
 
     Args:
         num_active: int32; only the first so many microbatches can have a gradient.
         rollout_tokens: float32; trained tokens of the step over the number of minibatches.
+        frozen: what the gradient does not go to; see `Learner.learn`.
 
     Returns: the new state and float32 scalars: `loss`, `entropy`, `clip_ratio/region_mean`, `grad_norm`, the
         gap between the sampler's log-probabilities and the trainer's, and `kl` where there is a reference.
     """
     weights_ABC = _token_weights(batch.completion_mask_ABC, loss, rollout_tokens)
-    loss_and_grad = jax.value_and_grad(
-        partial(microbatch_loss, model, loss=loss, compute=compute), has_aux=True
-    )
+    update_key = jax.random.fold_in(jax.random.key(0), state.num_updates)  # of dropout
+
+    def loss_of(trained, key, *rest):
+        params = assemble(trained, frozen, key)
+        return microbatch_loss(model, params, *rest, loss=loss, compute=compute)
+
+    loss_and_grad = jax.value_and_grad(loss_of, has_aux=True)
 
     def accumulate(i, carry):
         gradients, sums, largest = carry
         microbatch, weights_BC = jax.tree.map(lambda x: x[i], (batch, weights_ABC))
-        (value, (new_sums, new_largest)), new = loss_and_grad(state.params, microbatch, weights_BC)
+        key = jax.random.fold_in(update_key, i)
+        (value, (new_sums, new_largest)), new = loss_and_grad(state.params, key, microbatch, weights_BC)
         new_sums["loss"] = value
         add = partial(jax.tree.map, jnp.add)
         return add(gradients, new), add(sums, new_sums), jax.tree.map(jnp.maximum, largest, new_largest)
