@@ -165,7 +165,7 @@ def contract(equation: str, x: jax.Array, weight: Any) -> jax.Array:
     """
     if not isinstance(weight, Adapted):
         return _einsum(equation, x, weight.astype(x.dtype))
-    outputs = _frozen_contract(equation, x, weight.base)
+    outputs: Any = _frozen_contract(equation, x, weight.base)
     return outputs + weight.adapter_outputs(x) if weight.adapters else outputs
 
 

@@ -166,9 +166,7 @@ def _nf4_look_up(codes: jax.Array) -> jax.Array:
     values: list[Any] = [jnp.float32(value) for value in NF4_VALUES]
     for bit in range(4):
         is_set = (codes >> bit) & 1 == 1
-        values = [
-            jnp.where(is_set, high, low) for low, high in zip(values[::2], values[1::2], strict=True)
-        ]
+        values = [jnp.where(is_set, high, low) for low, high in zip(values[::2], values[1::2], strict=True)]
     return values[0]
 
 
