@@ -162,7 +162,16 @@ def _quantise_scales(scales: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array
 
 
 def _nf4_look_up(codes: jax.Array) -> jax.Array:
-    """`NF4_VALUES[codes]` by a tree of choices, one bit a level: it fuses, where a gather would not."""
+    """`NF4_VALUES[codes]`. A TPU gathers slowly; a CPU would not fuse the choices, and keep them all at once."""
+    return jax.lax.platform_dependent(codes, tpu=_nf4_choose, default=_nf4_gather)
+
+
+def _nf4_gather(codes: jax.Array) -> jax.Array:
+    return jnp.take(jnp.asarray(NF4_VALUES), codes.astype(jnp.int32), mode="clip")
+
+
+def _nf4_choose(codes: jax.Array) -> jax.Array:
+    """A tree of choices, one bit a level."""
     values: list[Any] = [jnp.float32(value) for value in NF4_VALUES]
     for bit in range(4):
         is_set = (codes >> bit) & 1 == 1
