@@ -15,6 +15,7 @@ from grpo_jax.learning import batches, train_state
 from grpo_jax.learning.batches import BatchParams, Minibatch
 from grpo_jax.learning.train_state import TrainState
 from grpo_jax.learning.update import ComputeParams, Learner, LossParams
+from grpo_jax.models import lora
 from grpo_jax.structs import Completion, Judgement, Problem, Rollout
 
 NUM_VALID = 90
@@ -86,7 +87,7 @@ def kept_gradient() -> optax.GradientTransformation:
     )
 
 
-def learner(model, shapes, *, mesh, tx=None, compute=COMPUTE, **changes: Any) -> Learner:
+def learner(model, shapes, *, mesh, tx=None, compute=COMPUTE, assemble=lora.whole, **changes: Any) -> Learner:
     return Learner(
         model,
         mesh=mesh,
@@ -94,6 +95,7 @@ def learner(model, shapes, *, mesh, tx=None, compute=COMPUTE, **changes: Any) ->
         shapes=shapes,
         loss=loss_params(**changes),
         compute=compute,
+        assemble=assemble,
     )
 
 
