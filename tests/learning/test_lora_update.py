@@ -178,7 +178,7 @@ def test_sampler_and_learner_agree_on_every_tokens_log_probability(setting, base
 
 @pytest.mark.parametrize("base_dtype", ["float32", "int8", "nf4"])
 def test_adapters_moments_and_base_are_cut_over_all_devices(setting, base_dtype):
-    """All but norms, the int8 form's scales and what a line of the rules holds whole, where sizes divide."""
+    """Widths over fsdp (4), and over tensor (2) too where a projection has heads or MLP columns."""
     here = setting("tensor 2 x fsdp 4", dataclasses.replace(PARAMS, base_dtype=base_dtype))
     state = train_state.create(
         optax.adam(1e-3),
@@ -187,7 +187,7 @@ def test_adapters_moments_and_base_are_cut_over_all_devices(setting, base_dtype)
     )
     for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.opt_state[0].mu)):
         share = leaf.addressable_shards[0].data.size / leaf.size
-        assert share in (1 / 4, 1 / 8), path  # widths over fsdp, heads and MLP over tensor too
+        assert share in (1 / 4, 1 / 8), path
     for name in ("qkv", "output"):
         main = jax.tree.leaves(here.frozen["layers"]["attention"][name])[0]
         assert main.addressable_shards[0].data.size / main.size == 1 / 8
