@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from grpo_jax.models import layers, lora, quantised
+from grpo_jax.models import adapted, layers, quantised
 from grpo_jax.models.spec import ModelSpec
 
 Params = Any
@@ -150,7 +150,7 @@ def unstack(
 
     def convert(path: tuple, leaf: jax.Array) -> Any:
         name = path[-1].key
-        if isinstance(leaf, lora.Adapted):
+        if isinstance(leaf, adapted.Adapted):
             leaf = leaf.astype(jnp.float32)
         if int8 and name in quantised.INPUT_AXES:
             return quantised.quantise(leaf, name)
@@ -163,7 +163,7 @@ def unstack(
     if turn_head:
         apart["head_DV"] = apart.pop("head" if "head" in apart else "embedding").T
     return jax.tree_util.tree_map_with_path(
-        convert, apart, is_leaf=lambda leaf: isinstance(leaf, lora.Adapted)
+        convert, apart, is_leaf=lambda leaf: isinstance(leaf, adapted.Adapted)
     )
 
 

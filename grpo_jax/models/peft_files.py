@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from grpo_jax.models import lora
+from grpo_jax.models import adapted
 from grpo_jax.models.lora import LoraParams
 from grpo_jax.models.spec import ModelSpec
 
@@ -73,7 +73,7 @@ def tensors(adapters: Any, spec: ModelSpec) -> dict[str, np.ndarray]:
     found = {}
     for part, projections in adapters["layers"].items():
         for projection, pair in projections.items():
-            num_inputs = len(lora.PROJECTIONS[projection].inputs)
+            num_inputs = len(adapted.PROJECTIONS[projection].inputs)
             a_LXR, b_LRY = _fetch(pair["lora_A"]), _fetch(pair["lora_B"])
             for i in range(spec.num_layers):
                 name = f"base_model.model.model.layers.{i}.{_PARTS[part]}.{projection}"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.models import decoder, lora
+from grpo_jax.models import adapted, decoder, lora
 from grpo_jax.models.lora import LoraParams
 
 PARAMS = LoraParams(
@@ -56,7 +56,7 @@ def moved(spec, params=PARAMS):
 
 def merge(tree):
     """Stacked dense kernels in place of adapted ones."""
-    is_leaf = lambda leaf: isinstance(leaf, lora.Adapted)  # noqa: E731
+    is_leaf = lambda leaf: isinstance(leaf, adapted.Adapted)  # noqa: E731
     dense = jax.jit(jax.vmap(lambda weight: weight.astype(jnp.float32)))
     return jax.tree.map(lambda leaf: dense(leaf) if is_leaf(leaf) else leaf, tree, is_leaf=is_leaf)
 
@@ -171,7 +171,7 @@ def scan_outputs(jaxpr):
 def test_dropout_leaves_out_its_share_and_scales_the_rest(rng):
     """Adapters that pass their input through show what was dropped."""
     eye = jnp.eye(64)
-    weight = lora.Adapted(
+    weight = adapted.Adapted(
         base=jnp.zeros((64, 64)),
         adapters={"down_proj": {"lora_A": eye, "lora_B": eye}},
         key=jax.random.key(3),
@@ -180,12 +180,12 @@ def test_dropout_leaves_out_its_share_and_scales_the_rest(rng):
         dropout=0.25,
     )
     x_BTF = jnp.asarray(1 + rng.random((4, 16, 64)), jnp.float32)
-    kept_BTD = np.asarray(lora.contract("BTF,FD->BTD", x_BTF, weight))
+    kept_BTD = np.asarray(adapted.contract("BTF,FD->BTD", x_BTF, weight))
     dropped = kept_BTD == 0
     np.testing.assert_allclose(kept_BTD[~dropped], (x_BTF / 0.75)[~dropped], rtol=1e-6)
     assert dropped.mean() == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / dropped.size) ** 0.5)
     sure = dataclasses.replace(weight, key=None)
-    np.testing.assert_allclose(lora.contract("BTF,FD->BTD", x_BTF, sure), x_BTF, rtol=1e-6)
+    np.testing.assert_allclose(adapted.contract("BTF,FD->BTD", x_BTF, sure), x_BTF, rtol=1e-6)
 
 
 def test_projections_layers_and_passes_drop_different_inputs(tiny_model, host):
@@ -202,7 +202,7 @@ def test_projections_layers_and_passes_drop_different_inputs(tiny_model, host):
     assert not first & second
     assert lora.assemble(adapters, host, None, params=params, seed=0)["layers"]["mlp"]["down"].key is None
     ones = {"lora_A": jnp.ones((32, 4)), "lora_B": jnp.ones((4, 64))}
-    both = lora.Adapted(
+    both = adapted.Adapted(
         jnp.zeros((32, 2, 64)),
         {"gate_proj": ones, "up_proj": ones},
         jax.random.key(0),
