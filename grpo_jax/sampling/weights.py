@@ -59,7 +59,7 @@ class SamplingWeights:
             turn_head=platform == "cpu",
         )
 
-        def relayout(trained: Params, frozen: Params) -> Params:
+        def relayout(trained: Params, frozen: Params = None) -> Params:
             return unstack(assemble(trained, frozen, None))
 
         self.shapes = jax.eval_shape(relayout, shapes, frozen_shapes)
