@@ -23,6 +23,16 @@ def get_config() -> ConfigDict:
     )
     config.model.attention = "auto"  # of training: "xla", "splash" (TPU), "cudnn" (GPU, bfloat16)
 
+    config.lora = ConfigDict()
+    config.lora.r = 0  # rank of adapters beside frozen weights; 0: none, every weight is trained
+    config.lora.lora_alpha = 32.0  # above 0; adapters' outputs are multiplied by lora_alpha / r
+    config.lora.lora_dropout = 0.0  # [0, 1), of updates only; shows as a gap to the sampler, which has none
+    config.lora.target_modules = "all-linear"  # or "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
+    config.lora.base_dtype = (
+        "auto"  # frozen matrices: "float32", "bfloat16", "int8", "nf4"; auto: as computed
+    )
+    config.lora.learning_rate_ratio = 10.0  # with r above 0: the optimizer's rate is multiplied by this
+
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that share rows only; -1: what fsdp and tensor leave
     config.mesh.fsdp = 1  # devices that share rows and cut parameters and optimizer among them
@@ -118,7 +128,7 @@ def get_config() -> ConfigDict:
     config.grpo.mask_truncated_completions = False  # True: completions that were cut teach nothing
 
     config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 1e-6
+    config.optimizer.learning_rate = 1e-6  # of full fine-tuning; see lora.learning_rate_ratio
     config.optimizer.lr_scheduler_type = "constant"  # "constant", "linear", "cosine": to 0 at the end
     config.optimizer.warmup_steps = 0  # updates
     config.optimizer.adam_beta1 = 0.9

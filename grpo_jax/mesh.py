@@ -30,6 +30,32 @@ PARAMETER_RULES: tuple[tuple[str, P], ...] = (  # path ends with -> axes; stacke
     ("mlp/gate_up", P(None, "fsdp", None, "tensor")),
     ("mlp/down", P(None, "tensor", "fsdp")),
     ("scale", P()),
+    # adapters of LoRA, each where its projection lies; the rank is cut over fsdp where no width is left for it
+    ("q_proj/lora_A", P(None, "fsdp", None)),
+    ("k_proj/lora_A", P(None, "fsdp", None)),
+    ("v_proj/lora_A", P(None, "fsdp", None)),
+    ("q_proj/lora_B", P(None, "fsdp", "tensor", None, None)),
+    ("k_proj/lora_B", P(None, "fsdp", "tensor", None)),
+    ("v_proj/lora_B", P(None, "fsdp", "tensor", None)),
+    ("o_proj/lora_A", P(None, "tensor", None, None, "fsdp")),
+    ("o_proj/lora_B", P(None, None, "fsdp")),
+    ("gate_proj/lora_A", P(None, "fsdp", None)),
+    ("up_proj/lora_A", P(None, "fsdp", None)),
+    ("gate_proj/lora_B", P(None, "fsdp", "tensor")),
+    ("up_proj/lora_B", P(None, "fsdp", "tensor")),
+    ("down_proj/lora_A", P(None, "tensor", "fsdp")),
+    ("down_proj/lora_B", P(None, None, "fsdp")),
+    # 4-bit weights: cut as their weight is, between blocks; `int8` ones have their weight's own line
+    ("qkv/codes", P(None, "fsdp", "tensor", None, None)),
+    ("qkv/scales", P(None, "fsdp", "tensor", None)),
+    ("output/codes", P(None, "tensor", None, None, "fsdp")),
+    ("output/scales", P(None, "tensor", None, "fsdp")),
+    ("gate_up/codes", P(None, "fsdp", None, "tensor", None)),
+    ("gate_up/scales", P(None, "fsdp", None, "tensor")),
+    ("down/codes", P(None, "tensor", None, "fsdp")),
+    ("down/scales", P(None, "tensor", "fsdp")),
+    ("lows", P()),  # of the scales' groups, which run across all cuts: a thousandth of the codes' bytes
+    ("steps", P()),
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ import numpy as np
 
 from grpo_jax import mesh as mesh_lib
 from grpo_jax import text
-from grpo_jax.models import decode_attention, decoder, hf_weights, packed_attention, registry
+from grpo_jax.models import (
+    decode_attention,
+    decoder,
+    hf_weights,
+    lora,
+    packed_attention,
+    peft_files,
+    registry,
+)
+from grpo_jax.models.lora import Assemble, LoraParams
 from grpo_jax.sampling import decode, plan
 from grpo_jax.sampling.engine import Engine
 from grpo_jax.sampling.token_choice import NO_FILTERS, TokenFilters
@@ -53,6 +63,16 @@ class Policy:
     num_valid_ids: int  # ids the tokenizer has; the embedding may have more
     dtype: Any  # of activations
     attention: str  # of training: key of `packed_attention.LINE_ATTENTIONS`
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What of a policy's parameters is trained, what is frozen, and how the two become its parameters."""
+
+    trained: Any  # as shapes: adapters, or with full fine-tuning the whole tree
+    frozen: Any  # as shapes, quantised as the config says; None with full fine-tuning
+    assemble: Assemble
+    base_dtype: str  # key of `lora.BASE_FORMS`; of what is frozen
 
 
 def open_policy(params: ModelParams) -> Policy:
@@ -97,6 +117,45 @@ def load_weights(policy: Policy, *, mesh: jax.sharding.Mesh) -> Any:
     """The folder's weights as float32, stacked, on the mesh."""
     shardings = mesh_lib.parameter_shardings(mesh, policy.shapes)
     return hf_weights.load(policy.folder, policy.model.spec, shapes=policy.shapes, shardings=shardings)
+
+
+def parts(policy: Policy, params: LoraParams, *, seed: int) -> Parts:
+    """What is trained and what is frozen, as shapes; rank 0 trains everything."""
+    if not params.r:
+        return Parts(policy.shapes, None, lora.whole, "float32")
+    base_dtype = params.base_dtype
+    if base_dtype == "auto":
+        base_dtype = jnp.dtype(policy.dtype).name
+    return Parts(
+        trained=jax.eval_shape(partial(lora.create, policy.model.spec, params, seed=seed)),
+        frozen=lora.frozen_shapes(policy.shapes, base_dtype=base_dtype),
+        assemble=partial(lora.assemble, params=params, seed=seed),
+        base_dtype=base_dtype,
+    )
+
+
+def load_frozen(policy: Policy, parts: Parts, *, mesh: jax.sharding.Mesh) -> Any:
+    """The folder's weights as a frozen base keeps them, on the mesh; None with full fine-tuning."""
+    if parts.frozen is None:
+        return None
+    return hf_weights.load(
+        policy.folder,
+        policy.model.spec,
+        shapes=policy.shapes,
+        shardings=mesh_lib.parameter_shardings(mesh, policy.shapes),
+        keep=partial(lora.freeze, base_dtype=parts.base_dtype),
+        kept_shardings=mesh_lib.parameter_shardings(mesh, parts.frozen),
+    )
+
+
+def fresh_trained(
+    policy: Policy, parts: Parts, params: LoraParams, *, mesh: jax.sharding.Mesh, seed: int
+) -> Any:
+    """What training begins with, float32 on the mesh: adapters that change nothing yet, or the weights."""
+    if parts.frozen is None:
+        return load_weights(policy, mesh=mesh)
+    shardings = mesh_lib.parameter_shardings(mesh, parts.trained)
+    return jax.jit(partial(lora.create, policy.model.spec, params, seed=seed), out_shardings=shardings)()
 
 
 def make_engine(
@@ -157,6 +216,8 @@ def export(policy: Policy, params: Any, folder: str | Path, *, dtype: str, shard
     """Writes a Hugging Face folder: weights, configuration and the tokenizer's files as they were.
 
     Args:
+        params: stacked; adapters are merged into the base that they were trained on, rounded or quantised
+            as it is, so that the folder computes what the run evaluated.
         dtype: "auto" keeps the dtype of the folder the model came from.
         shard_gb: gigabytes of one weight file at most.
 
@@ -171,6 +232,11 @@ def export(policy: Policy, params: Any, folder: str | Path, *, dtype: str, shard
         shard_bytes=int(shard_gb * 1e9),
         write_more=lambda unfinished: text.save_tokenizer(policy.folder, unfinished),
     )
+
+
+def export_adapters(policy: Policy, adapters: Any, params: LoraParams, folder: str | Path) -> Path:
+    """Writes adapters alone, as PEFT keeps them; they name the model's folder as their base."""
+    return peft_files.save(adapters, policy.model.spec, params, base=str(policy.folder), folder=folder)
 
 
 def _local_folder(path: str) -> Path:

@@ -51,6 +51,7 @@ class Run:
     settings: Settings
     folder: Path
     policy: policy.Policy
+    parts: policy.Parts
     judge: Judge
     teller: Teller
     keeper: checkpoints.Checkpoints
@@ -62,7 +63,8 @@ class Run:
     packing: batches.BatchParams
     learner: Learner
     state: train_state.TrainState
-    ref_params: Any  # None without a KL term
+    frozen: Any  # weights that no update changes; None with full fine-tuning
+    ref_params: Any  # None without a KL term, and with LoRA, where the frozen weights are the reference
     mix_reference: Any  # (ref_params, params) -> ref_params; None where the reference stays as it is
     first_step: int  # 1 for a new run
 
@@ -94,16 +96,24 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     train_problems, held_out = load_problems(s, opened, teller)
     longest = max(len(problem.prompt_ids) for problem in (*train_problems, *held_out))
     prompt_columns = min(-(-longest // 16) * 16, s.data.max_prompt_length)
+    parts = policy.parts(opened, s.lora, seed=s.seed)
     weights = SamplingWeights(
-        opened.model, mesh=mesh, shapes=opened.shapes, dtype=opened.dtype, form=s.rollout.sampling_weights
+        opened.model,
+        mesh=mesh,
+        shapes=parts.trained,
+        dtype=opened.dtype,
+        form=s.rollout.sampling_weights,
+        frozen_shapes=parts.frozen,
+        assemble=parts.assemble,
     )
-    state, ref_params, learner = make_learning(s, mesh, opened, teller)
+    state, frozen, ref_params, learner = make_learning(s, mesh, opened, parts, teller)
     collector, evaluator = make_collectors(s, mesh, opened, weights, judge, prompt_columns)
     teller.tell_message(collector.engine.plan.describe())
     run = Run(
         settings=s,
         folder=folder,
         policy=opened,
+        parts=parts,
         judge=judge,
         teller=teller,
         keeper=keeper,
@@ -121,6 +131,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
         packing=packing(s, mesh, prompt_columns, attention=opened.attention),
         learner=learner,
         state=state,
+        frozen=frozen,
         ref_params=ref_params,
         mix_reference=train_state.reference_mixer(ref_params, alpha=s.grpo.ref_model_mixup_alpha)
         if s.grpo.ref_model_sync_steps
@@ -273,23 +284,32 @@ def make_collectors(
 
 
 def make_learning(
-    s: Settings, mesh: jax.sharding.Mesh, opened: policy.Policy, teller: Teller
-) -> tuple[train_state.TrainState, Any, Learner]:
-    """The fresh train state, the reference's weights if the loss needs them, and the jitted updates."""
-    size = sum(leaf.size for leaf in jax.tree.leaves(opened.shapes))
+    s: Settings, mesh: jax.sharding.Mesh, opened: policy.Policy, parts: policy.Parts, teller: Teller
+) -> tuple[train_state.TrainState, Any, Any, Learner]:
+    """The fresh train state, what is frozen, the reference if the loss needs one, and the jitted updates."""
+    size, num_trained = num_values(opened.shapes), num_values(parts.trained)
     teller.tell_message(f"model: {opened.folder}, {size:,} parameters; reading its weights")
-    params = policy.load_weights(opened, mesh=mesh)
-    ref_params = train_state.frozen_copy(params, dtype=opened.dtype) if s.grpo.beta else None
-    tx = train_state.optimizer(s.optimizer, num_updates=s.num_updates)
+    if parts.frozen is not None:
+        teller.tell_message(f"LoRA: {num_trained:,} parameters are trained; the base is {parts.base_dtype}")
+    frozen = policy.load_frozen(opened, parts, mesh=mesh)
+    trained = policy.fresh_trained(opened, parts, s.lora, mesh=mesh, seed=s.seed)
+    needs_copy = s.grpo.beta and frozen is None
+    ref_params = train_state.frozen_copy(trained, dtype=opened.dtype) if needs_copy else None
+    tx = train_state.optimizer(s.scaled_optimizer, num_updates=s.num_updates)
     learner = Learner(
         opened.model,
         mesh=mesh,
         tx=tx,
-        shapes=opened.shapes,
+        shapes=parts.trained,
+        assemble=parts.assemble,
         loss=s.loss,
         compute=ComputeParams(opened.dtype, s.model.remat, opened.num_valid_ids, opened.attention),
     )
-    return train_state.create(tx, params, mesh=mesh), ref_params, learner
+    return train_state.create(tx, trained, mesh=mesh), frozen, ref_params, learner
+
+
+def num_values(shapes: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def packing(

@@ -10,7 +10,8 @@ One step, in the order of `step`:
     learn   score where needed, then one update a minibatch
     tell    numbers and samples; then, when it is time, evaluate and save
 
-The same command goes on where a run stopped. At the end OUTPUT_DIR/final is a Hugging Face folder.
+The same command goes on where a run stopped. At the end OUTPUT_DIR/final is a Hugging Face folder; with LoRA,
+OUTPUT_DIR/final_adapter has the adapters alone, as PEFT reads them.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def take_step(run: Run, step: int) -> tuple[Rollout, np.ndarray, dict[str, float
 
 def collect(run: Run, problems: list[Problem], step: int) -> Rollout:
     """Act, judge and gather; again for groups without signal, where that is asked for."""
-    key, weights = jax.random.key(run.settings.seed), run.weights(run.state.params)
+    key, weights = jax.random.key(run.settings.seed), run.weights(run.state.params, run.frozen)
     step_key = jax.random.fold_in(jax.random.fold_in(key, 0), step)
     rollout = run.collector.collect(weights, problems, step_key=step_key)
     if run.settings.grpo.dynamic_sampling_max_rounds:
@@ -143,6 +144,7 @@ def reward_kl(run: Run, rollout: Rollout) -> np.ndarray | None:
         run.state.params,
         pack(run, rollout, ones_PG),
         ref_params=run.ref_params,
+        frozen=run.frozen,
         shape=(len(rollout.problems), ones_PG.shape[1]),
     )
     return distributed.gather(own_PG)
@@ -167,6 +169,7 @@ def learn(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> dict[str, fl
         pack(run, rollout, advantages_PG),
         ref_params=run.ref_params,
         num_iterations=run.settings.grpo.num_iterations,
+        frozen=run.frozen,
     )
     if not np.isfinite([learned["loss"], learned["grad_norm"]]).all():
         raise RuntimeError(
@@ -174,7 +177,7 @@ def learn(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> dict[str, fl
             f"checkpoint is of step {run.keeper.latest_step()} in {run.keeper.folder}. "
             "Lower config.optimizer.learning_rate."
         )
-    rate = train_state.schedule(run.settings.optimizer, num_updates=run.settings.num_updates)
+    rate = train_state.schedule(run.settings.scaled_optimizer, num_updates=run.settings.num_updates)
     learned["learning_rate"] = float(np.asarray(rate(int(run.state.num_updates) - 1)))
     learned["time/update"] = time.perf_counter() - started
     return learned
@@ -232,7 +235,7 @@ def look(run: Run, *, step: int) -> None:
     started = time.perf_counter()
     run.teller.tell_message(f"evaluating on {len(run.held_out)} held-out problems")
     key = jax.random.fold_in(jax.random.key(run.settings.seed), 1)
-    result = evaluate(run.evaluator, run.weights(run.state.params), run.held_out, key=key)
+    result = evaluate(run.evaluator, run.weights(run.state.params, run.frozen), run.held_out, key=key)
     timing = {"time/evaluate": time.perf_counter() - started}
     kept = [
         metrics.Sample(
@@ -256,15 +259,18 @@ def keep(run: Run, step: int) -> None:
 def finish(run: Run) -> None:
     """Waits for the last checkpoint, exports the model, writes the report."""
     run.keeper.close()
-    final = run.folder / "final"
-    if final.exists() and run.first_step <= run.settings.max_steps and distributed.is_first():
-        final.rename(run.folder / f"final_of_step_{run.first_step - 1}")  # the run went on: nothing is lost
+    final, adapters = run.folder / "final", run.folder / "final_adapter"
+    if run.first_step <= run.settings.max_steps and distributed.is_first():
+        for folder in (final, adapters):
+            if folder.exists():  # the run went on: nothing is lost
+                folder.rename(folder.with_name(f"{folder.name}_of_step_{run.first_step - 1}"))
     distributed.wait_for_all("looked for an older final folder")
     if not final.exists():
         keeping = run.settings.checkpoint
-        policy.export(
-            run.policy, run.state.params, final, dtype=keeping.export_dtype, shard_gb=keeping.export_shard_gb
-        )
+        params = run.parts.assemble(run.state.params, run.frozen, None)
+        policy.export(run.policy, params, final, dtype=keeping.export_dtype, shard_gb=keeping.export_shard_gb)
+    if run.frozen is not None and not adapters.exists():
+        policy.export_adapters(run.policy, run.state.params, run.settings.lora, adapters)
     distributed.wait_for_all("exported")
     if distributed.is_first():
         run.teller.tell_message(f"the model is in {final}, the report is {report.write_report(run.folder)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import train_state
-from grpo_jax.models import decoder
+from grpo_jax.models import decoder, lora
 
 QWEN2 = {"family": "qwen2", "qkv_bias": True, "qk_norm": False}
 LAYOUTS = {
@@ -56,9 +57,27 @@ def test_every_parameter_of_every_family_has_a_rule_of_its_rank(tiny_model, mesh
             assert axes[0] is None, name  # layers are scanned over, never cut
 
 
+@pytest.mark.parametrize("base_dtype", ["int8", "nf4"])
+def test_every_adapter_and_every_part_of_a_quantised_base_has_a_rule_of_its_rank(tiny_model, base_dtype):
+    params = lora.LoraParams(4, 8.0, 0.0, "all-linear", base_dtype, 10.0)
+    adapters = by_name(jax.eval_shape(partial(lora.create, tiny_model.spec, params, seed=0)))
+    frozen = lora.frozen_shapes(shapes_of(tiny_model, "qwen3"), base_dtype=base_dtype)
+    parts = [  # the parts of an int8 weight have no names: they lie as the weight
+        ("/".join(key.key for key in path if hasattr(key, "key")), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(frozen)
+    ]
+    for name, shape in [*adapters.items(), *parts]:
+        (axes,) = [axes for end, axes in mesh_lib.PARAMETER_RULES if name == end or name.endswith("/" + end)]
+        assert len(axes) in (0, len(shape.shape)), name
+
+
 def test_every_rule_has_a_parameter(tiny_model):
     names = [name for layout in LAYOUTS for name in by_name(shapes_of(tiny_model, layout))]
     names.append("head_DV")  # of the sampling copy on a CPU
+    spec, full = tiny_model.spec, shapes_of(tiny_model, "qwen3")
+    params = lora.LoraParams(4, 8.0, 0.0, "all-linear", "nf4", 10.0)
+    names += by_name(jax.eval_shape(partial(lora.create, spec, params, seed=0)))
+    names += by_name(lora.frozen_shapes(full, base_dtype="nf4"))
     for ending, _ in mesh_lib.PARAMETER_RULES:
         assert any(name == ending or name.endswith("/" + ending) for name in names), ending
 

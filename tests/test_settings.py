@@ -349,3 +349,31 @@ def test_a_config_with_other_fields_than_the_settings_is_refused(change):
 def proposals(told: str) -> list[int]:
     (found,) = re.findall(r"\[([\d, ]+)\] would do", told)
     return [int(number) for number in found.split(",")]
+
+
+def test_adapters_learn_at_ten_times_the_rate_and_all_else_stays():
+    full = changed(optimizer__learning_rate=2e-6)
+    assert full.scaled_optimizer == full.optimizer
+    adapted = changed(optimizer__learning_rate=2e-6, lora__r=8)
+    assert adapted.scaled_optimizer.learning_rate == pytest.approx(2e-5)
+    twice = changed(optimizer__learning_rate=2e-6, lora__r=8, lora__learning_rate_ratio=2.0)
+    assert twice.scaled_optimizer.learning_rate == pytest.approx(4e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"lora__r": -1}, r"config\.lora\.r must be at least 0; got -1"),
+        ({"lora__lora_alpha": 0.0}, r"config\.lora\.lora_alpha must be above 0; got 0\.0"),
+        ({"lora__lora_dropout": 1.0}, r"config\.lora\.lora_dropout must lie in \[0, 1\); got 1\.0"),
+        ({"lora__lora_dropout": -0.1}, r"config\.lora\.lora_dropout must be at least 0"),
+        ({"lora__target_modules": "all"}, r"config\.lora\.target_modules is 'all'; known are 'all-linear'"),
+        ({"lora__base_dtype": "fp4", "lora__r": 8}, r"base_dtype is 'fp4'; known are \['auto', 'float32'"),
+        ({"lora__base_dtype": "nf4"}, r"is 'nf4', but with config\.lora\.r=0 nothing is frozen.*r=16"),
+        ({"lora__base_dtype": "int8"}, r"is 'int8', but with config\.lora\.r=0 nothing is frozen"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(changes, told):
+    with pytest.raises(ValueError, match=told) as error:
+        check(**changes)
+    assert "\n" not in str(error.value)

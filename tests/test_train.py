@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +171,51 @@ def test_export_makes_the_same_folder_from_a_checkpoint(short_run, tmp_path):
     )
     for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "x" / name).read_bytes() == (short_run / "final" / name).read_bytes()
+
+
+def test_a_run_with_adapters_goes_on_as_if_it_had_not_stopped_and_leaves_both_folders(tmp_path, cache):
+    """Checkpoints hold adapters and their moments only; the 4-bit base is read from the model's folder again."""
+    qlora = (*SHORT, cache, "--config.lora.r=4", "--config.lora.base_dtype=nf4")
+    run(tmp_path / "straight", *qlora)
+    shutil.copytree(tmp_path / "straight", tmp_path / "stopped")
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "4")  # as if it had not come so far
+    said = run(tmp_path / "stopped", *qlora)
+    assert "going on after step 2" in said
+    gaps = [
+        line["sampling/sampling_logp_difference/max"]
+        for line in lines(tmp_path / "straight")
+        if "reward" in line
+    ]
+    assert len(gaps) == 4
+    assert max(gaps) < 1e-4
+    kept = [arrays(tmp_path / name, 4) for name in ("straight", "stopped")]
+    for left, right in zip(*kept, strict=True):
+        np.testing.assert_array_equal(left, right)
+    # of 3 layers: 4 x (inputs + outputs) of q, k, v, o, gate, up, down; twice again for the moments
+    widths = (128 + 128) + 2 * (128 + 64) + (128 + 128) + 3 * (128 + 384)
+    assert sum(array.size for array in kept[0] if array.ndim) == 3 * 3 * 4 * widths
+    assert (tmp_path / "stopped" / "final_adapter_of_step_2" / "adapter_config.json").is_file()
+    subprocess.run(
+        [
+            *(sys.executable, "tools/export.py"),
+            *(
+                "--checkpoint",
+                str(tmp_path / "stopped" / "checkpoints" / "4"),
+                "--output",
+                str(tmp_path / "x"),
+            ),
+        ],
+        cwd=ROOT,
+        check=True,
+        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+    )
+    for final, exported, name in (
+        ("final", "x", "model.safetensors"),
+        ("final_adapter", "x_adapter", "adapter_model.safetensors"),
+    ):
+        weights = (tmp_path / "straight" / final / name).read_bytes()
+        assert (tmp_path / exported / name).read_bytes() == weights
+        assert (ROOT / "configs" / "tiny_qwen" / "model.safetensors").read_bytes() != weights
 
 
 def test_evaluate_counts_what_it_writes(short_run, tmp_path):

@@ -2,6 +2,7 @@
 
     python tools/export.py --checkpoint RUN/checkpoints/STEP --output DIR
 
+With LoRA, DIR has the merged model and DIR_adapter the adapters alone, as PEFT reads them.
 The run's `config.json` says which model the checkpoint belongs to; that model's folder is needed again for
 its configuration and tokenizer.
 """
@@ -35,10 +36,16 @@ def main(arguments: Sequence[str]) -> None:
     run_settings = settings.read(json.loads((run_folder / "config.json").read_text()))
     mesh_lib.use_cpu_devices(1)
     opened = policy.open_policy(run_settings.model)
-    params = restore_params(opened, run_settings, checkpoint.parent, int(step))
+    parts = policy.parts(opened, run_settings.lora, seed=run_settings.seed)
+    mesh = mesh_lib.create(data=1, fsdp=len(jax.devices()), tensor=1)
+    trained = restore_trained(parts, run_settings, checkpoint.parent, int(step), mesh=mesh)
+    frozen = policy.load_frozen(opened, parts, mesh=mesh)
     keeping = run_settings.checkpoint
     dtype = options.dtype or keeping.export_dtype
+    params = parts.assemble(trained, frozen, None)
     policy.export(opened, params, options.output, dtype=dtype, shard_gb=keeping.export_shard_gb)
+    if frozen is not None:
+        policy.export_adapters(opened, trained, run_settings.lora, f"{options.output.rstrip('/')}_adapter")
     print(f"step {step} is in {options.output}")
 
 
@@ -54,11 +61,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def restore_params(opened: policy.Policy, run_settings: Settings, folder: Path, step: int) -> Params:
-    """The parameters of a checkpoint, on whatever devices are here."""
-    mesh = mesh_lib.create(data=1, fsdp=len(jax.devices()), tensor=1)
-    tx = train_state.optimizer(run_settings.optimizer, num_updates=run_settings.num_updates)
-    shapes = train_state.shapes(tx, opened.shapes)
+def restore_trained(
+    parts: policy.Parts, run_settings: Settings, folder: Path, step: int, *, mesh: jax.sharding.Mesh
+) -> Params:
+    """What a checkpoint holds of the parameters: all, or the adapters; on whatever devices are here."""
+    tx = train_state.optimizer(run_settings.scaled_optimizer, num_updates=run_settings.num_updates)
+    shapes = train_state.shapes(tx, parts.trained)
     places = jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         shapes,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,15 +11,8 @@ import jax.numpy as jnp
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning.token_logprobs import token_logprobs
 from grpo_jax.models.decoder import Model, Params
+from grpo_jax.models.lora import Assemble
 from grpo_jax.structs import TrainBatch
-
-Assemble = Callable[[Any, Any, jax.Array | None], Params]
-"""`assemble(trained, frozen, key) -> params` of the model; key: of dropout, None without. LoRA brings its own."""
-
-
-def whole(trained: Any, frozen: Any, key: jax.Array | None) -> Params:
-    """Full fine-tuning: what is trained is the model."""
-    return trained
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,6 @@ the same array again. Rows stay whole in every tile, so a tile is cut over the m
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp

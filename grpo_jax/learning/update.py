@@ -23,9 +23,10 @@ from grpo_jax.learning import kl, objective, train_state
 from grpo_jax.learning.batches import Minibatch
 from grpo_jax.learning.corrections import entropy_threshold
 from grpo_jax.learning.objective import LossParams, Rows, Totals
-from grpo_jax.learning.scoring import Assemble, ComputeParams, completion_logprobs, score_batch, whole
+from grpo_jax.learning.scoring import ComputeParams, completion_logprobs, score_batch
 from grpo_jax.learning.train_state import TrainState
 from grpo_jax.models.decoder import Model, Params
+from grpo_jax.models.lora import Assemble, whole
 from grpo_jax.structs import TrainBatch
 
 

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from grpo_jax.models import layers, packed_attention, quantised
+from grpo_jax.models import adapted, layers, packed_attention, quantised
 from grpo_jax.models.spec import ModelSpec
 from grpo_jax.structs import PackedTokens
 
@@ -177,7 +177,8 @@ def unstack(
 ) -> Params:
     """The sampling layout: weights in `dtype`, layers as a tuple of L trees. Call it under jit.
 
-    Norm scales keep float32: the training layout multiplies by them in float32 too.
+    Norm scales keep float32: the training layout multiplies by them in float32 too. Adapters are merged into
+    their kernels in float32.
 
     Args:
         int8: the matrices become `quantised.Int8`.
@@ -186,6 +187,8 @@ def unstack(
 
     def convert(path: tuple, leaf: jax.Array) -> Any:
         name = path[-1].key
+        if isinstance(leaf, adapted.Adapted):
+            leaf = leaf.astype(jnp.float32)
         if int8 and name in quantised.INPUT_AXES:
             return quantised.quantise(leaf, name)
         return leaf if name == "scale" else leaf.astype(dtype)
@@ -196,7 +199,9 @@ def unstack(
     apart = {**params, "layers": tuple(layer(index) for index in range(num_layers))}
     if turn_head:
         apart["head_DV"] = apart.pop("head" if "head" in apart else "embedding").T
-    return jax.tree_util.tree_map_with_path(convert, apart)
+    return jax.tree_util.tree_map_with_path(
+        convert, apart, is_leaf=lambda leaf: isinstance(leaf, adapted.Adapted)
+    )
 
 
 def positions(valid_BT: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,30 @@ from grpo_jax.models.spec import ModelSpec
 
 EXPORT_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
+Keep = Callable[[tuple[str, ...], jax.Array], Any]
+"""`keep(path, leaf)` -> what is kept of a leaf; of one layer where layers are stacked."""
+
 _Plan = list[tuple[str, list[tuple[Row, int]]]]
 """File names, and the table's rows (with the layer) that go into each."""
 
 
-def load(folder: str | Path, spec: ModelSpec, *, shapes: Any, shardings: Any) -> Any:
-    """Reads a folder's weights as float32 onto the mesh.
+def load(
+    folder: str | Path,
+    spec: ModelSpec,
+    *,
+    shapes: Any,
+    shardings: Any,
+    keep: Keep | None = None,
+    kept_shardings: Any = None,
+) -> Any:
+    """Reads a folder's weights onto the mesh: as float32, or as `keep` makes them, a layer at a time.
 
     Args:
         folder: holds `model.safetensors`, or the index and the shards it names.
         shapes: the parameter tree as `jax.ShapeDtypeStruct`s (`decoder.build`).
         shardings: the same tree with a `jax.sharding.NamedSharding` a leaf.
+        keep: what each leaf becomes, such as a quantised weight; no float32 copy of the whole is ever there.
+        kept_shardings: with `keep`: where the parts of what it returns lie, stacked.
 
     Raises: FileNotFoundError without weight files; ValueError naming tensors that are missing, unexpected,
     wrongly shaped or of another dtype.
@@ -51,8 +65,14 @@ def load(folder: str | Path, spec: ModelSpec, *, shapes: Any, shardings: Any) ->
         def read(layer: int, row: Row = row) -> np.ndarray:
             return row.join([files.tensor(name) for name in row.tensor_names(layer)])
 
-        shape, sharding = _at(shapes, row.path), _at(shardings, row.path)
-        leaf = _load_stacked(read, shape, sharding) if row.stacked else _place(read(0), sharding)
+        sharding = _at(shardings, row.path)
+        convert = partial(keep, row.path) if keep else _as_it_is
+        kept = _at(kept_shardings, row.path) if keep else sharding
+        if row.stacked:
+            leaf = _load_stacked(read, _at(shapes, row.path), sharding, convert=convert, kept=kept)
+        else:
+            leaf = _place(read(0), sharding)
+            leaf = jax.jit(convert, out_shardings=kept)(leaf) if keep else leaf
         _put(params, row.path, leaf)
     return params
 
@@ -73,7 +93,7 @@ def save(
     process 0 writes.
 
     Args:
-        params: the stacked parameter tree.
+        params: the stacked parameter tree; adapters in it are merged, a layer at a time.
         source: folder whose `config.json` and `generation_config.json` describe the model.
         folder: to create; must not exist.
         dtype: key of `EXPORT_DTYPES`.
@@ -112,15 +132,29 @@ def stored_dtype(folder: str | Path) -> str:
     return hf_files.WeightFiles(folder).common_dtype()
 
 
-def _load_stacked(read: Callable[[int], np.ndarray], shape: Any, sharding: NamedSharding) -> jax.Array:
-    """Fills a `[L, ...]` array layer by layer on the devices; the host holds one layer at a time."""
+def _as_it_is(leaf: jax.Array) -> jax.Array:
+    return leaf
+
+
+def _load_stacked(
+    read: Callable[[int], np.ndarray],
+    shape: Any,
+    sharding: NamedSharding,
+    *,
+    convert: Callable[[jax.Array], Any],
+    kept: Any,
+) -> Any:
+    """Fills `[L, ...]` arrays layer by layer on the devices; the host holds one layer at a time."""
     layer_sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    stacked = jax.jit(lambda: jnp.zeros(shape.shape, shape.dtype), out_shardings=sharding)()
-    write = jax.jit(
-        lambda whole, layer, i: jax.lax.dynamic_update_index_in_dim(whole, layer, i, 0),
-        donate_argnums=0,
-        out_shardings=sharding,
-    )
+    shapes = jax.eval_shape(jax.vmap(convert), shape)
+    zeros = partial(jax.tree.map, lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    stacked = jax.jit(zeros, out_shardings=kept)()
+
+    def write(whole: Any, layer: jax.Array, i: jax.Array) -> Any:
+        put = partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
+        return jax.tree.map(put, whole, convert(layer))
+
+    write = jax.jit(write, donate_argnums=0, out_shardings=kept)
     for i in range(shape.shape[0]):
         stacked = write(stacked, _place(read(i), layer_sharding), jnp.int32(i))
     return stacked
@@ -158,8 +192,9 @@ def _fetch_tensors(params: Any, cells: list[tuple[Row, int]], dtype: Any) -> dic
     return tensors
 
 
-def _fetch(leaf: jax.Array, layer: int | None) -> np.ndarray:
-    part = leaf if layer is None else _layer_of(leaf, jnp.int32(layer))
+def _fetch(leaf: Any, layer: int | None) -> np.ndarray:
+    """float32 of an array, or of what stands for one."""
+    part = leaf.astype(jnp.float32) if layer is None else _layer_of(leaf, jnp.int32(layer))
     if not part.is_fully_addressable:
         from jax.experimental import multihost_utils
 
@@ -168,9 +203,10 @@ def _fetch(leaf: jax.Array, layer: int | None) -> np.ndarray:
 
 
 @jax.jit
-def _layer_of(leaf: jax.Array, layer: jax.Array) -> jax.Array:
+def _layer_of(leaf: Any, layer: jax.Array) -> jax.Array:
     """The layer is an argument, so one program a leaf serves all layers."""
-    return jax.lax.dynamic_index_in_dim(leaf, layer, 0, keepdims=False)
+    take = partial(jax.lax.dynamic_index_in_dim, index=layer, axis=0, keepdims=False)
+    return jax.tree.map(take, leaf).astype(jnp.float32)
 
 
 def _write_index(folder: Path, plan: _Plan, dtype: Any) -> None:

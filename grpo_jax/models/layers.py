@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from grpo_jax.models import adapted
 from grpo_jax.models import spec as spec_lib
 
 MASKED = -1e30  # finite, so that a row of nothing but padding gives a uniform softmax and no NaN
@@ -62,7 +63,7 @@ class Attention(nnx.Module):
         self, x_BTD: jax.Array, rope: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns q `[B, T, K, M, H]`, k and v `[B, T, K, H]`, positions already applied."""
-        qkv_BTKJH = jnp.einsum("BTD,DKJH->BTKJH", x_BTD, self.qkv[...].astype(x_BTD.dtype))
+        qkv_BTKJH = adapted.contract("BTD,DKJH->BTKJH", x_BTD, self.qkv[...])
         if self.has_bias:
             qkv_BTKJH = qkv_BTKJH + self.qkv_bias[...].astype(x_BTD.dtype)[None, None]
         q_BTKMH, k_BTKH, v_BTKH = qkv_BTKJH[..., :-2, :], qkv_BTKJH[..., -2, :], qkv_BTKJH[..., -1, :]
@@ -73,10 +74,7 @@ class Attention(nnx.Module):
         return q_BTKMH, rotate(k_BTKH, cos_BTH[:, :, None], sin_BTH[:, :, None]), v_BTKH
 
     def merge_heads(self, mixed_BTKMH: jax.Array) -> jax.Array:
-        kernel_KMHD = self.output[...].astype(mixed_BTKMH.dtype)
-        heads_BTX = mixed_BTKMH.reshape(*mixed_BTKMH.shape[:2], -1)
-        # one matrix: as an einsum over three axes, XLA on a CPU lays the kernel out anew at every step
-        return jnp.einsum("BTX,XD->BTD", heads_BTX, kernel_KMHD.reshape(-1, kernel_KMHD.shape[-1]))
+        return adapted.contract("BTKMH,KMHD->BTD", mixed_BTKMH, self.output[...])
 
 
 class MLP(nnx.Module):
@@ -89,9 +87,9 @@ class MLP(nnx.Module):
         self.down = nnx.Param(init(rngs.params(), (f, d), jnp.float32))
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        gate_up_BTcF = jnp.einsum("BTD,DcF->BTcF", x_BTD, self.gate_up[...].astype(x_BTD.dtype))
+        gate_up_BTcF = adapted.contract("BTD,DcF->BTcF", x_BTD, self.gate_up[...])
         hidden_BTF = jax.nn.silu(gate_up_BTcF[:, :, 0]) * gate_up_BTcF[:, :, 1]
-        return jnp.einsum("BTF,FD->BTD", hidden_BTF, self.down[...].astype(x_BTD.dtype))
+        return adapted.contract("BTF,FD->BTD", hidden_BTF, self.down[...])
 
 
 class Block(nnx.Module):

@@ -12,6 +12,7 @@ from jax.experimental.layout import Format, Layout
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.models import decoder
 from grpo_jax.models.decoder import Model, Params
+from grpo_jax.models.lora import Assemble, whole
 
 FORMS = ("compute", "int8")  # as the trainer computes; matrices as integers, see `models/quantised.py`
 
@@ -27,7 +28,9 @@ class SamplingWeights:
     """Makes the sampling copy: compute dtype, layers apart, cut over `tensor` only.
 
     Args:
-        shapes: the training layout.
+        shapes: the training layout, or what of it is trained.
+        frozen_shapes: the rest of it; None: there is none.
+        assemble: makes the training layout of the two. Adapters are merged, a quantised base is made dense.
         dtype: of the copy.
         form: one of `FORMS`.
 
@@ -35,7 +38,15 @@ class SamplingWeights:
     """
 
     def __init__(
-        self, model: Model, *, mesh: jax.sharding.Mesh, shapes: Any, dtype: Any, form: str = "compute"
+        self,
+        model: Model,
+        *,
+        mesh: jax.sharding.Mesh,
+        shapes: Any,
+        dtype: Any,
+        form: str = "compute",
+        frozen_shapes: Any = None,
+        assemble: Assemble = whole,
     ):
         if form not in FORMS:
             raise ValueError(f"config.rollout.sampling_weights is {form!r}; known are {list(FORMS)}.")
@@ -47,13 +58,17 @@ class SamplingWeights:
             int8=form == "int8",
             turn_head=platform == "cpu",
         )
-        self.shapes = jax.eval_shape(unstack, shapes)
+
+        def relayout(trained: Params, frozen: Params = None) -> Params:
+            return unstack(assemble(trained, frozen, None))
+
+        self.shapes = jax.eval_shape(relayout, shapes, frozen_shapes)
         self._shardings = mesh_lib.sampling_shardings(mesh, self.shapes)
         self.formats = _formats(self._shardings, platform)
-        self.relayout = jax.jit(unstack, out_shardings=self.formats)
+        self.relayout = jax.jit(relayout, out_shardings=self.formats)
 
-    def __call__(self, params: Params) -> Params:
-        return self.relayout(params)
+    def __call__(self, trained: Params, frozen: Params = None) -> Params:
+        return self.relayout(trained, frozen)
 
     @property
     def num_bytes(self) -> int:

@@ -17,6 +17,7 @@ from grpo_jax.learning.objective import LossParams
 from grpo_jax.learning.scoring import ComputeParams
 from grpo_jax.learning.train_state import TrainState
 from grpo_jax.learning.update import Learner
+from grpo_jax.models import lora
 from grpo_jax.structs import Completion, Judgement, Problem, Rollout
 
 NUM_VALID = 90
@@ -95,7 +96,9 @@ def kept_gradient() -> optax.GradientTransformation:
     )
 
 
-def learner(model, shapes, *, mesh, tx=None, remat="none", tile_tokens=0, **changes: Any) -> Learner:
+def learner(
+    model, shapes, *, mesh, tx=None, remat="none", tile_tokens=0, assemble=lora.whole, **changes: Any
+) -> Learner:
     compute = dataclasses.replace(COMPUTE, remat=remat, tile_tokens=tile_tokens)
     return Learner(
         model,
@@ -104,6 +107,7 @@ def learner(model, shapes, *, mesh, tx=None, remat="none", tile_tokens=0, **chan
         shapes=shapes,
         loss=loss_params(**changes),
         compute=compute,
+        assemble=assemble,
     )
 
 
