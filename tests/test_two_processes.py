@@ -27,6 +27,8 @@ CUT_DOWN = (
     "--config.evaluation.dataset=",
     "--config.rollout.num_prompts=8",
     "--config.rollout.num_generations=4",
+    "--config.rollout.max_completion_length=32",  # one shape of the cache: fewer programs to compile
+    "--config.rollout.window=32",
     "--config.reward.num_workers=1",
     "--config.telling.tensorboard=False",
 )
