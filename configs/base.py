@@ -40,10 +40,13 @@ def get_config() -> ConfigDict:
     config.mesh.cpu_devices = 0  # fake devices on a CPU; 0: one a core
 
     config.distributed = ConfigDict()
-    config.distributed.mode = "none"  # "none": one process; "auto": TPU pod or SLURM; "manual": as below
+    config.distributed.mode = (
+        "none"  # "none": one process; "auto": environment or cluster; "manual": as below
+    )
     config.distributed.coordinator_address = ""  # host:port of process 0
     config.distributed.num_processes = 1
     config.distributed.process_id = 0
+    config.distributed.join_timeout_s = 300.0  # seconds to wait until all are there
 
     config.data = ConfigDict()
     config.data.dataset = ""  # hub id, a .jsonl/.json/.parquet/.csv file, or "embedded:word_problems"

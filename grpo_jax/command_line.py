@@ -64,11 +64,14 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
         if len(arguments) < len(sys.argv) - 1:
             traceback.print_exc()
         else:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            print(f"error: {_where(error)}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
         leave(2)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
         leave(130)
+    except Exception:
+        traceback.print_exc()
+        leave(1)  # Python's own way out would wait for the other processes
 
 
 def leave(status: int) -> None:
@@ -76,6 +79,12 @@ def leave(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _where(error: BaseException) -> str:
+    """Which of several processes it was; a note that `watch` leaves on the error."""
+    notes = getattr(error, "__notes__", ())  # others leave notes too
+    return "".join(f"{note}: " for note in notes if note.startswith("process "))
 
 
 def _plain(error: BaseException) -> str:

@@ -36,6 +36,7 @@ from grpo_jax import (
     policy,
     report,
     settings,
+    watch,
 )
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.evaluation import evaluate
@@ -53,10 +54,12 @@ def main(arguments: Sequence[str]) -> None:
     run_settings = settings.read(config)
     mesh_lib.use_cpu_devices(run_settings.mesh.cpu_devices)
     distributed.start(run_settings.distributed)
-    run = prepare(run_settings, config, started_at=STARTED_AT)
-    with run.judge, run.teller:
-        train(run)
-        finish(run)
+    with watch.together() as before_end:
+        run = prepare(run_settings, config, started_at=STARTED_AT)
+        before_end.append(run.teller.finish)
+        with run.judge, run.teller:
+            train(run)
+            finish(run)
 
 
 def train(run: Run) -> None:
