@@ -62,7 +62,7 @@ class Policy:
     end_ids: tuple[int, ...]
     num_valid_ids: int  # ids the tokenizer has; the embedding may have more
     dtype: Any  # of activations
-    attention: str  # of training: key of `packed_attention.LINE_ATTENTIONS`
+    attention: str = "xla"  # of training: key of `packed_attention.LINE_ATTENTIONS`
 
 
 @dataclasses.dataclass(frozen=True)

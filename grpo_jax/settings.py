@@ -395,6 +395,7 @@ def _check_rewards(settings: Settings) -> None:
         raise ValueError(
             "config.grpo.multi_objective_aggregation 'normalize_then_sum' would scale config.grpo.beta away "
             "from a KL in the reward; set config.grpo.kl_in 'loss'."
+        )
 
 
 def _check_lora(lora: LoraParams) -> None:
