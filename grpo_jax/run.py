@@ -69,14 +69,16 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
 
     Raises: ValueError, FileNotFoundError, FileExistsError for what the user can mend.
     """
-    mesh = mesh_lib.create(data=s.mesh.data, fsdp=s.mesh.fsdp, tensor=s.mesh.tensor)
+    mesh = mesh_lib.create(
+        data=s.mesh.data, fsdp=s.mesh.fsdp, tensor=s.mesh.tensor, preset=s.mesh.preset
+    )
     settings.check(s, num_processes=jax.process_count(), num_row_shards=mesh_lib.num_row_shards(mesh))
     specs = registry.resolve(s.reward.reward_funcs, s.reward.reward_weights)
     metrics.check_trackers(s.telling)
     folder = Path(s.output_dir)
     check_folder(folder, config)
     opened = policy.open_policy(s.model)
-    settings.check_model(s, opened.model.spec)
+    settings.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
     use_compilation_cache(s.compilation_cache)
     write_config(folder, config)
     keeper = checkpoints.Checkpoints(folder / CHECKPOINTS, keep=s.checkpoint.save_total_limit)

@@ -22,7 +22,7 @@ from grpo_jax import distributed
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import losses, train_state
 from grpo_jax.learning.batches import Minibatch
-from grpo_jax.learning.token_logprobs import token_logprobs
+from grpo_jax.learning.token_logprobs import TILE_TOKENS, token_logprobs
 from grpo_jax.learning.train_state import TrainState
 from grpo_jax.models.decoder import Model, Params
 from grpo_jax.structs import TrainBatch
@@ -61,12 +61,17 @@ class Learner:
         shapes: Any,
         loss: LossParams,
         compute: ComputeParams,
+        over_data: bool = False,
     ):
         self.mesh, self.beta = mesh, loss.beta
-        state = mesh_lib.parameter_shardings(mesh, train_state.shapes(tx, shapes))
+        model = dataclasses.replace(model, rows=mesh_lib.rows(mesh))
+        state = train_state.shardings(tx, shapes, mesh=mesh, over_data=over_data)
+        self.gradient_shardings = mesh_lib.optimizer_shardings(mesh, shapes, over_data=over_data)
         score = partial(score_batch, model, loss=loss, compute=compute)
         self.score = jax.jit(score, out_shardings=mesh_lib.rows(mesh, leading=1))
-        update = partial(update_state, model, tx, loss=loss, compute=compute)
+        update = partial(
+            update_state, model, tx, loss=loss, compute=compute, gradient_shardings=self.gradient_shardings
+        )
         self.update = jax.jit(update, donate_argnums=0, out_shardings=(state, mesh_lib.replicated(mesh)))
 
     def learn(
@@ -116,12 +121,14 @@ def update_state(
     *,
     loss: LossParams,
     compute: ComputeParams,
+    gradient_shardings: Any,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer update on one minibatch.
 
     Args:
         num_active: int32; only the first so many microbatches can have a gradient.
         rollout_tokens: float32; trained tokens of the step over the number of minibatches.
+        gradient_shardings: where the accumulated gradient lies.
 
     Returns: the new state and float32 scalars: `loss`, `entropy`, `clip_ratio/region_mean`, `grad_norm`, the
         gap between the sampler's log-probabilities and the trainer's, and `kl` where there is a reference.
@@ -137,9 +144,11 @@ def update_state(
         (value, (new_sums, new_largest)), new = loss_and_grad(state.params, microbatch, weights_BC)
         new_sums["loss"] = value
         add = partial(jax.tree.map, jnp.add)
+        new = jax.lax.with_sharding_constraint(new, gradient_shardings)
         return add(gradients, new), add(sums, new_sums), jax.tree.map(jnp.maximum, largest, new_largest)
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
+    zeros = jax.lax.with_sharding_constraint(zeros, gradient_shardings)
     zero = jnp.float32(0)
     sums = dict.fromkeys(("loss", "tokens", "kl", "entropy", "clipped", "gap"), zero)
     carry = (zeros, sums, {"gap": zero, "ratio": zero})
@@ -217,6 +226,7 @@ def completion_logprobs(
         tokens_BT[:, -num_columns:],
         loss.temperature,
         compute.num_valid_ids,
+        TILE_TOKENS * (mesh_lib.num_row_shards(model.rows.mesh) if model.rows else 1),
     )
 
 

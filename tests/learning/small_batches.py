@@ -86,7 +86,9 @@ def kept_gradient() -> optax.GradientTransformation:
     )
 
 
-def learner(model, shapes, *, mesh, tx=None, compute=COMPUTE, **changes: Any) -> Learner:
+def learner(
+    model, shapes, *, mesh, tx=None, compute=COMPUTE, over_data=False, **changes: Any
+) -> Learner:
     return Learner(
         model,
         mesh=mesh,
@@ -94,6 +96,7 @@ def learner(model, shapes, *, mesh, tx=None, compute=COMPUTE, **changes: Any) ->
         shapes=shapes,
         loss=loss_params(**changes),
         compute=compute,
+        over_data=over_data,
     )
 
 
