@@ -69,9 +69,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
 
     Raises: ValueError, FileNotFoundError, FileExistsError for what the user can mend.
     """
-    mesh = mesh_lib.create(
-        data=s.mesh.data, fsdp=s.mesh.fsdp, tensor=s.mesh.tensor, preset=s.mesh.preset
-    )
+    mesh = mesh_lib.create(data=s.mesh.data, fsdp=s.mesh.fsdp, tensor=s.mesh.tensor, preset=s.mesh.preset)
     settings.check(s, num_processes=jax.process_count(), num_row_shards=mesh_lib.num_row_shards(mesh))
     specs = registry.resolve(s.reward.reward_funcs, s.reward.reward_weights)
     metrics.check_trackers(s.telling)
@@ -232,18 +230,10 @@ def make_collectors(
     Call it when all that stays on the device is there: the sampler takes what memory is left.
     """
     rollout, looking = s.rollout, s.evaluation
-    shape = EngineShape(
-        num_rows=s.rows,
-        num_generations=rollout.num_generations,
-        max_prompt_length=prompt_columns,
-        max_completion_length=rollout.max_completion_length,
-        num_slots=rollout.num_slots,
-        window=rollout.window,
-    )
     engine = policy.make_engine(
         opened,
         mesh=mesh,
-        shape=shape,
+        shape=engine_shape(s, prompt_columns),
         weights=weights,
         filters=rollout.filters,
         attention=rollout.attention,
@@ -268,6 +258,17 @@ def make_collectors(
     )
 
 
+def engine_shape(s: Settings, prompt_columns: int) -> EngineShape:
+    return EngineShape(
+        num_rows=s.rows,
+        num_generations=s.rollout.num_generations,
+        max_prompt_length=prompt_columns,
+        max_completion_length=s.rollout.max_completion_length,
+        num_slots=s.rollout.num_slots,
+        window=s.rollout.window,
+    )
+
+
 def make_learning(
     s: Settings, mesh: jax.sharding.Mesh, opened: policy.Policy, teller: Teller
 ) -> tuple[train_state.TrainState, Any, Learner]:
@@ -277,7 +278,12 @@ def make_learning(
     params = policy.load_weights(opened, mesh=mesh)
     ref_params = train_state.frozen_copy(params, dtype=opened.dtype) if s.grpo.beta else None
     tx = train_state.optimizer(s.optimizer, num_updates=s.num_updates)
-    learner = Learner(
+    state = train_state.create(tx, params, mesh=mesh, over_data=s.mesh.over_data)
+    return state, ref_params, make_learner(s, mesh, opened, tx)
+
+
+def make_learner(s: Settings, mesh: jax.sharding.Mesh, opened: policy.Policy, tx: Any) -> Learner:
+    return Learner(
         opened.model,
         mesh=mesh,
         tx=tx,
@@ -291,8 +297,8 @@ def make_learning(
             max_completion_length=s.rollout.max_completion_length,
         ),
         compute=ComputeParams(opened.dtype, s.model.remat, opened.num_valid_ids),
+        over_data=s.mesh.over_data,
     )
-    return train_state.create(tx, params, mesh=mesh), ref_params, learner
 
 
 def packing(s: Settings, mesh: jax.sharding.Mesh, prompt_columns: int) -> batches.BatchParams:

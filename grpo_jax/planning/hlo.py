@@ -60,7 +60,9 @@ class Program:
         by_kind: dict[str, float] = {}
         for num_bytes, kind, _ in found.values():
             by_kind[kind] = by_kind.get(kind, 0.0) + num_bytes
-        largest = sorted(((size, f"{kind} of {source}") for size, kind, source in found.values()), reverse=True)
+        largest = sorted(
+            ((size, f"{kind} of {source}") for size, kind, source in found.values()), reverse=True
+        )
         return Traffic(sum(by_kind.values()), by_kind, largest[:5])
 
     def cycles(self) -> float:

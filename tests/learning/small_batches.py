@@ -86,9 +86,7 @@ def kept_gradient() -> optax.GradientTransformation:
     )
 
 
-def learner(
-    model, shapes, *, mesh, tx=None, compute=COMPUTE, over_data=False, **changes: Any
-) -> Learner:
+def learner(model, shapes, *, mesh, tx=None, compute=COMPUTE, over_data=False, **changes: Any) -> Learner:
     return Learner(
         model,
         mesh=mesh,

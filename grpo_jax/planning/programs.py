@@ -1,0 +1,152 @@
+"""Compiles the programs of a step for a `Case`, and reads from them what they take and send.
+
+The programs are those that a run compiles: the sampler's relayout of weights, its largest prefill and its
+largest window, `Learner.score` and `Learner.update`. Leaves: a `Compiled` each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax import mesh as mesh_lib
+from grpo_jax import policy, run
+from grpo_jax.learning import train_state
+from grpo_jax.planning import hlo
+from grpo_jax.planning.case import Case, abstract_batch
+from grpo_jax.sampling.plan import GIB, Plan
+from grpo_jax.sampling.weights import SamplingWeights
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Bytes that lie on one device for longer than a program."""
+
+    params: int
+    moments: int
+    gradients: int  # accumulated; inside the update only
+    reference: int
+    sampling_copy: int
+    cache: int  # keys and values of slots and waiting prompts, at their largest
+
+    @property
+    def state(self) -> int:
+        """What is there all the time."""
+        return self.params + self.moments + self.reference
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """One program on one device, bytes."""
+
+    name: str
+    arguments: int
+    temporaries: int
+    peak: int  # of the program: arguments, results that take no argument's place, temporaries
+    step_peak: int  # with what else lies on the device meanwhile
+    traffic: hlo.Traffic | None  # of one call; None where XLA cannot print the program
+    cycles: float  # the compiler's estimate of one call; 0 where it has none
+    compile_seconds: float
+
+
+def compile_all(case: Case) -> tuple[Held, Plan, list[Compiled]]:
+    """All programs, in the order of a step.
+
+    Raises: ValueError where not even one slot of the sampler fits a device.
+    """
+    mesh, opened, s = case.mesh, case.policy, case.settings
+    tx = train_state.optimizer(s.optimizer, num_updates=s.num_updates)
+    learner = run.make_learner(s, mesh, opened, tx)
+    layout = train_state.shardings(tx, opened.shapes, mesh=mesh, over_data=s.mesh.over_data)
+    state = _placed(train_state.shapes(tx, opened.shapes), layout)
+    reference = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, opened.dtype, sharding=x.sharding), state.params
+    )
+    weights = SamplingWeights(
+        opened.model, mesh=mesh, shapes=opened.shapes, dtype=opened.dtype, form=s.rollout.sampling_weights
+    )
+    held = Held(
+        params=_bytes(state.params),
+        moments=_bytes(state.opt_state),
+        gradients=_bytes(_placed(opened.shapes, learner.gradient_shardings)),
+        reference=_bytes(reference) if s.grpo.beta else 0,
+        sampling_copy=weights.num_bytes,
+        cache=0,
+    )
+    free_bytes = max(int(case.chip.memory_gib * GIB) - held.state, 1)
+    engine = policy.make_engine(
+        opened,
+        mesh=mesh,
+        shape=run.engine_shape(s, s.data.max_prompt_length),
+        weights=weights,
+        filters=s.rollout.filters,
+        attention=s.rollout.attention,
+        free_bytes=free_bytes,
+    )
+    held = dataclasses.replace(held, cache=engine.plan.cache_bytes)
+    makers = engine.programs.makers(_placed(weights.shapes, weights.formats))
+    whole = max(i for i, rung in enumerate(engine.plan.rungs) if rung.slots == engine.plan.slots)
+    store = engine.plan.places * engine.plan.prompt_columns[-1] * engine.plan.kv_token_bytes
+    batch, scalar = abstract_batch(case), mesh_lib.replicated(mesh)
+    count, tokens = (jax.ShapeDtypeStruct((), kind, sharding=scalar) for kind in (jnp.int32, jnp.float32))
+    moments_and_ref, microbatches = held.moments + held.reference, len_of(batch)
+    jobs = (  # name, what compiles it, what else lies there meanwhile
+        ("weights", lambda: weights.relayout.lower(state.params).compile(), moments_and_ref),
+        ("prefill", makers["prefill", engine.plan.prompt_columns[-1]], held.state + held.cache - store),
+        ("window", makers["window", whole], held.state + store),
+        ("score", lambda: learner.score.lower(state.params, batch).compile(), moments_and_ref),
+        ("update", lambda: learner.update.lower(state, batch, count, tokens).compile(), held.reference),
+    )
+    loops = {"update": microbatches, "score": microbatches}
+    return held, engine.plan, [_measured(*job, unknown_trips=loops.get(job[0], 1)) for job in jobs]
+
+
+def len_of(batch: Any) -> int:
+    """Microbatches of a batch."""
+    return jax.tree.leaves(batch)[0].shape[0]
+
+
+def _measured(name: str, make: Any, others: int, *, unknown_trips: int) -> Compiled:
+    started = time.perf_counter()
+    compiled = make()
+    seconds = time.perf_counter() - started
+    memory = compiled.memory_analysis()
+    peak = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+    try:
+        program = hlo.Program(compiled.as_text(), unknown_trips=unknown_trips)
+    except jax.errors.JaxRuntimeError:
+        program = None
+    return Compiled(
+        name=name,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        peak=peak,
+        step_peak=peak + others,
+        traffic=program.traffic() if program else None,
+        cycles=program.cycles() if program else 0.0,
+        compile_seconds=seconds,
+    )
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
+    )
+
+
+def _bytes(tree: Any) -> int:
+    """On one device."""
+    return sum(
+        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
+        for leaf in jax.tree.leaves(tree)
+    )
