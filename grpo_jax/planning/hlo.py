@@ -53,6 +53,8 @@ class Program:
                 sent = _sent_bytes(line)
                 if sent is None:
                     continue
+                if name.startswith("all-reduce-scatter"):  # a TPU's name for a reduce-scatter
+                    sent = ("reduce-scatter", sent[1] / 2)
                 channel = re.search(r"channel_id=(\d+)", line)
                 key = channel[1] if channel else f"{name} {i}"
                 this = (sent[1] * times, sent[0], _source(line))
@@ -126,10 +128,8 @@ def _sent_bytes(line: str) -> tuple[str, float] | None:
     if not found or found[2] not in COLLECTIVES:
         return None
     kind, sizes = found[2], [_size(*shape) for shape in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", found[1])]
-    if found[3] and kind in ("all-gather", "collective-permute"):
-        result = max(sizes)  # of (operand, result, ...)
-    else:
-        result = sum(sizes)
+    is_pair = found[3] and kind in ("all-gather", "collective-permute")  # (operand, result, ...)
+    result = max(sizes) if is_pair else sum(sizes)
     group = _group_size(line)
     sent = {
         "all-gather": result * (group - 1) / group,

@@ -19,7 +19,7 @@ from grpo_jax import policy, run
 from grpo_jax.learning import train_state
 from grpo_jax.planning import hlo
 from grpo_jax.planning.case import Case, abstract_batch
-from grpo_jax.sampling.plan import GIB, Plan
+from grpo_jax.sampling.plan import GIB, NoRoom, Plan
 from grpo_jax.sampling.weights import SamplingWeights
 
 
@@ -57,7 +57,7 @@ class Compiled:
 def compile_all(case: Case) -> tuple[Held, Plan, list[Compiled]]:
     """All programs, in the order of a step.
 
-    Raises: ValueError where not even one slot of the sampler fits a device.
+    Raises: NoRoom where the state, or not even one slot of the sampler, fits a device.
     """
     mesh, opened, s = case.mesh, case.policy, case.settings
     tx = train_state.optimizer(s.optimizer, num_updates=s.num_updates)
@@ -78,7 +78,12 @@ def compile_all(case: Case) -> tuple[Held, Plan, list[Compiled]]:
         sampling_copy=weights.num_bytes,
         cache=0,
     )
-    free_bytes = max(int(case.chip.memory_gib * GIB) - held.state, 1)
+    free_bytes = int(case.chip.memory_gib * GIB) - held.state
+    if free_bytes <= 0:
+        raise NoRoom(
+            f"does not fit: parameters, optimizer and reference take {held.state / GIB:.2f} GiB of a device's "
+            f"{case.chip.memory_gib:.2f}; set config.mesh.preset='zero3', a higher config.mesh.tensor, or more devices."
+        )
     engine = policy.make_engine(
         opened,
         mesh=mesh,

@@ -32,7 +32,7 @@ LEARNING = ("score", "update")
 def make(case: Case) -> dict[str, Any]:
     """Compiles, counts, and judges.
 
-    Raises: ValueError where not even one slot of the sampler fits a device.
+    Raises: NoRoom where the state, or not even one slot of the sampler, fits a device.
     """
     held, plan, compiled = programs.compile_all(case)
     phases = counts.phases(case, held, plan, compiled)
