@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor")
@@ -84,7 +84,7 @@ def create(
     return Mesh(np.array(devices).reshape(data, fsdp, tensor), AXES)
 
 
-def num_row_shards(mesh: Mesh) -> int:
+def num_row_shards(mesh: Mesh | AbstractMesh) -> int:
     """Over how many devices rows are cut."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 

@@ -106,7 +106,7 @@ def test_a_device_is_known_by_its_kind(kind, name):
 
 def test_unknown_chips():
     assert chips.of_kind("cpu") is None
-    with pytest.raises(ValueError, match="no chip is called 'h1000'; known are .*'h100'"):
+    with pytest.raises(ValueError, match=r"no chip is called 'h1000'; known are .*'h100'"):
         chips.named("h1000")
 
 

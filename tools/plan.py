@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
             config, shape=options.shape, topology=topology, num_devices=options.devices, chip=options.chip
         )
         try:
-            results.append(report.make(planned))
+            results.append(report.make(planned, lambda line: print(line, file=sys.stderr, flush=True)))
         except NoRoom as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             command_line.leave(1)

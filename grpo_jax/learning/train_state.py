@@ -87,7 +87,8 @@ def shardings(
     """Where each array of the state lies; for `over_data` see `mesh.optimizer_shardings`."""
     state = shapes(tx, params)
     moments = mesh_lib.optimizer_shardings(mesh, state.opt_state, over_data=over_data)
-    return TrainState(mesh_lib.parameter_shardings(mesh, params), moments, mesh_lib.replicated(mesh))
+    whole: Any = mesh_lib.replicated(mesh)
+    return TrainState(mesh_lib.parameter_shardings(mesh, params), moments, whole)
 
 
 def create(

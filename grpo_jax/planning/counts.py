@@ -14,7 +14,7 @@ import math
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.models.spec import ModelSpec
 from grpo_jax.planning.case import Case
-from grpo_jax.planning.programs import Compiled, Held
+from grpo_jax.planning.programs import Compiled, Held, score_passes
 from grpo_jax.sampling.plan import Plan
 
 SCORE_BYTES = 12  # of one attention score: float32 written and read, bfloat16 written and read
@@ -152,9 +152,7 @@ def _forward_bytes(case: Case) -> float:
 
 
 def _score(case: Case, held: Held, plan: Plan) -> tuple[int, float, float, float]:
-    grpo = case.settings.grpo
-    passes = int(grpo.num_minibatches * grpo.num_iterations > 1) + int(grpo.beta > 0)
-    calls = passes * grpo.num_minibatches
+    calls = score_passes(case) * case.settings.grpo.num_minibatches
     layers, attention, head = _forward(case)
     operations = calls * (layers + attention + head)
     return calls, operations, operations - calls * attention / 2, calls * _forward_bytes(case)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -54,8 +55,11 @@ class Compiled:
     compile_seconds: float
 
 
-def compile_all(case: Case) -> tuple[Held, Plan, list[Compiled]]:
-    """All programs, in the order of a step.
+def compile_all(case: Case, tell: Callable[[str], None]) -> tuple[Held, Plan, list[Compiled]]:
+    """All programs that the config runs, in the order of a step.
+
+    Args:
+        tell: called with a line before each compilation.
 
     Raises: NoRoom where the state, or not even one slot of the sampler, fits a device.
     """
@@ -100,15 +104,27 @@ def compile_all(case: Case) -> tuple[Held, Plan, list[Compiled]]:
     batch, scalar = abstract_batch(case), mesh_lib.replicated(mesh)
     count, tokens = (jax.ShapeDtypeStruct((), kind, sharding=scalar) for kind in (jnp.int32, jnp.float32))
     moments_and_ref, microbatches = held.moments + held.reference, len_of(batch)
-    jobs = (  # name, what compiles it, what else lies there meanwhile
+    jobs = [  # name, what compiles it, what else lies there meanwhile
         ("weights", lambda: weights.relayout.lower(state.params).compile(), moments_and_ref),
         ("prefill", makers["prefill", engine.plan.prompt_columns[-1]], held.state + held.cache - store),
         ("window", makers["window", whole], held.state + store),
-        ("score", lambda: learner.score.lower(state.params, batch).compile(), moments_and_ref),
         ("update", lambda: learner.update.lower(state, batch, count, tokens).compile(), held.reference),
-    )
+    ]
+    if score_passes(case):
+        score = learner.score.lower
+        jobs.insert(3, ("score", lambda: score(state.params, batch).compile(), moments_and_ref))
     loops = {"update": microbatches, "score": microbatches}
-    return held, engine.plan, [_measured(*job, unknown_trips=loops.get(job[0], 1)) for job in jobs]
+    compiled = []
+    for job in jobs:
+        tell(f"{case.where}: compiling {job[0]}")
+        compiled.append(_measured(*job, unknown_trips=loops.get(job[0], 1)))
+    return held, engine.plan, compiled
+
+
+def score_passes(case: Case) -> int:
+    """How often a minibatch is scored: by the policy before it moves, and by the reference."""
+    grpo = case.settings.grpo
+    return int(grpo.num_minibatches * grpo.num_iterations > 1) + int(grpo.beta > 0)
 
 
 def len_of(batch: Any) -> int:

@@ -7,6 +7,7 @@ are made.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from grpo_jax.planning import counts, programs
@@ -29,15 +30,14 @@ MEMORY_NAMES = {
 LEARNING = ("score", "update")
 
 
-def make(case: Case) -> dict[str, Any]:
-    """Compiles, counts, and judges.
+def make(case: Case, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Compiles, counts, and judges; `tell` hears what is being compiled.
 
     Raises: NoRoom where the state, or not even one slot of the sampler, fits a device.
     """
-    held, plan, compiled = programs.compile_all(case)
+    held, plan, compiled = programs.compile_all(case, tell)
     phases = counts.phases(case, held, plan, compiled)
-    running = {"weights", *(phase.name for phase in phases)}
-    highest = max((c for c in compiled if c.name in running), key=lambda c: c.step_peak)
+    highest = max(compiled, key=lambda c: c.step_peak)
     update = next(phase for phase in phases if phase.name == "update")
     has = case.chip.memory_gib
     return {
@@ -47,7 +47,7 @@ def make(case: Case) -> dict[str, Any]:
         "preset": case.settings.mesh.preset,
         "sampling": plan.describe(),
         "gib": {name: getattr(held, name) / GIB for name in MEMORY_NAMES},
-        "programs": [_program(c, runs=c.name in running) for c in compiled],
+        "programs": [_program(c) for c in compiled],
         "phases": [_phase(phase) for phase in phases],
         "step_seconds": sum(phase.seconds for phase in phases),
         "update_share_of_peak": _share(case, update, update.seconds),
@@ -106,10 +106,9 @@ def describe(result: dict[str, Any]) -> str:
         f"{'program':>9} {'arguments':>10} {'temporary':>10} {'peak':>8} {'of step':>8} {'compiled in':>12}",
     ]
     for p in result["programs"]:
-        rest = "" if p["runs"] else "  (not run by this config)"
         lines.append(
             f"{p['name']:>9} {p['arguments_gib']:>10.2f} {p['temporaries_gib']:>10.2f} {p['peak_gib']:>8.2f} "
-            f"{p['step_peak_gib']:>8.2f} {p['compile_seconds']:>10.0f} s{rest}"
+            f"{p['step_peak_gib']:>8.2f} {p['compile_seconds']:>10.0f} s"
         )
     lines.append(
         f"{'phase':>9} {'calls':>6} {'TFLOP':>9} {'GB':>9} {'GB sent':>9} {'seconds':>9} {'bound':>13} {'compiler':>9}"
@@ -179,10 +178,9 @@ def _share(case: Case, update: counts.Phase, seconds: float) -> float:
     return update.useful / (seconds * case.chip.peak_flops) if seconds else 0.0
 
 
-def _program(c: Compiled, *, runs: bool) -> dict[str, Any]:
+def _program(c: Compiled) -> dict[str, Any]:
     return {
         "name": c.name,
-        "runs": runs,
         "arguments_gib": c.arguments / GIB,
         "temporaries_gib": c.temporaries / GIB,
         "peak_gib": c.peak / GIB,
