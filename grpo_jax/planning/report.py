@@ -142,13 +142,13 @@ def markdown(results: list[dict[str, Any]]) -> str:
         "",
         "| model, slice, mesh | "
         + " | ".join(MEMORY_NAMES.values())
-        + " | peaks: prefill, window, update | has |",
+        + " | peaks: weights' relayout, prefill, window, update | has |",
         "| --- |" + " --- |" * (len(names) + 2),
     ]
     for r in results:
         peaks = {p["name"]: p["step_peak_gib"] for p in r["programs"]}
         cells = [f"{r['gib'][name]:.2f}" for name in names]
-        cells.append(", ".join(f"{peaks[name]:.2f}" for name in ("prefill", "window", "update")))
+        cells.append(", ".join(f"{peaks[name]:.2f}" for name in ("weights", "prefill", "window", "update")))
         lines.append(
             f"| {r['model']}, {r['where']}, {mesh(r)} | " + " | ".join(cells) + f" | {r['has_gib']:.2f} |"
         )
