@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     config.mesh.data = -1  # devices that share rows only; -1: what fsdp and tensor leave
     config.mesh.fsdp = 1  # devices that share rows and cut parameters and optimizer among them
     config.mesh.tensor = 1  # devices that cut heads, MLP and vocabulary; divides the key/value heads
+    config.mesh.preset = ""  # "ddp", "zero2", "zero3", "tp" choose data and fsdp (tp: tensor); "": as above
     config.mesh.cpu_devices = 0  # fake devices on a CPU; 0: one a core
 
     config.distributed = ConfigDict()

@@ -2,23 +2,39 @@
 
 Axes: `data` (rows only), `fsdp` (rows, and parameters cut along one of their wide dimensions), `tensor`
 (heads, MLP width, vocabulary). Where a parameter lies is a visible table from its path to mesh axes, kept
-apart from the model's code; optimizer moments follow their parameter. Row arrays are cut over `data` and
-`fsdp` together.
+apart from the model's code; optimizer moments follow their parameter, or are cut over `data` as well. Row
+arrays are cut over `data` and `fsdp` together.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that rows are cut over
+
+
+class Preset(NamedTuple):
+    """A named way to use all devices; `tensor` keeps its size unless the preset gives it all of them."""
+
+    axis: str  # that takes the devices which the other axes leave
+    over_data: bool  # moments and accumulated gradients are cut over `data` too
+
+
+PRESETS: dict[str, Preset] = {  # config.mesh.preset
+    "": Preset("data", False),  # the sizes as they are given
+    "ddp": Preset("data", False),  # everything whole on every device; only rows are cut
+    "zero2": Preset("data", True),  # parameters whole; moments and gradients cut over all devices of rows
+    "zero3": Preset("fsdp", False),  # parameters too
+    "tp": Preset("tensor", False),  # heads, MLP and vocabulary over all devices; every device has all rows
+}
 
 PARAMETER_RULES: tuple[tuple[str, P], ...] = (  # path ends with -> axes; stacked layers lead with None
     ("embedding", P("tensor", "fsdp")),
@@ -68,15 +84,22 @@ def use_cpu_devices(count: int) -> None:
     jax.config.update("jax_num_cpu_devices", count or (os.cpu_count() or 1))
 
 
-def create(*, data: int, fsdp: int, tensor: int) -> Mesh:
+def create(
+    *, data: int, fsdp: int, tensor: int, preset: str = "", devices: Sequence[Any] | None = None
+) -> Mesh:
     """A mesh over all devices of all processes.
 
     Args:
         data: size of the data axis; -1 takes what the other two leave.
+        preset: key of `PRESETS`. Any but "" chooses data and fsdp itself, and `tp` tensor too.
+        devices: other devices than those of this machine, such as a topology's.
 
-    Raises: ValueError if the sizes do not multiply to the number of devices.
+    Raises: ValueError for an unknown preset, for sizes beside a preset that chooses them, and if the sizes
+        do not multiply to the number of devices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
+    if preset:
+        data, fsdp, tensor = _preset_sizes(preset, data, fsdp, tensor, num_devices=len(devices))
     if data == -1:
         data = max(len(devices) // (fsdp * tensor), 1)
     if data * fsdp * tensor != len(devices):
@@ -87,7 +110,7 @@ def create(*, data: int, fsdp: int, tensor: int) -> Mesh:
     return Mesh(np.array(devices).reshape(data, fsdp, tensor), AXES)
 
 
-def num_row_shards(mesh: Mesh) -> int:
+def num_row_shards(mesh: Mesh | AbstractMesh) -> int:
     """Over how many devices rows are cut."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
@@ -113,6 +136,33 @@ def parameter_shardings(mesh: Mesh, shapes: Any) -> Any:
         return NamedSharding(mesh, _fitting(axes, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, shapes)
+
+
+def optimizer_shardings(mesh: Mesh, shapes: Any, *, over_data: bool) -> Any:
+    """For optimizer moments and accumulated gradients, or any tree that repeats parameters' paths.
+
+    Args:
+        over_data: cut over `data` and `fsdp` together where the parameter is cut over `fsdp`, or else along
+            the widest other dimension that divides; what no rule cuts over `fsdp` lies as its parameter does.
+            False: all lie as their parameters do.
+    """
+    of_parameters = parameter_shardings(mesh, shapes)
+    if not over_data:
+        return of_parameters
+
+    def sharding(path: tuple, leaf: Any, of_parameter: NamedSharding) -> NamedSharding:
+        if not leaf.ndim or "fsdp" not in (rule := _rule(path)):
+            return of_parameter
+        axes = [None if axis == "fsdp" else axis for axis in of_parameter.spec]
+        axes += [None] * (leaf.ndim - len(axes))
+        preferred = tuple(rule).index("fsdp")
+        free = [i for i in range(leaf.ndim) if axes[i] is None and leaf.shape[i] % num_row_shards(mesh) == 0]
+        if not free:
+            return of_parameter
+        axes[max(free, key=lambda i: (i == preferred, leaf.shape[i]))] = ROWS
+        return NamedSharding(mesh, P(*axes))
+
+    return jax.tree_util.tree_map_with_path(sharding, shapes, of_parameters)
 
 
 def sampling_shardings(mesh: Mesh, shapes: Any) -> Any:
@@ -173,6 +223,26 @@ def local_rows(array: jax.Array) -> np.ndarray:
     """The rows (axis 0) of a row-cut global array that live on this process, in order."""
     pieces = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)], axis=0)
+
+
+def _preset_sizes(
+    preset: str, data: int, fsdp: int, tensor: int, *, num_devices: int
+) -> tuple[int, int, int]:
+    """Sizes of the axes, where the preset leaves them open as `configs/base.py` does."""
+    if preset not in PRESETS:
+        raise ValueError(f"config.mesh.preset is {preset!r}; known are {sorted(PRESETS)}.")
+    axis = PRESETS[preset].axis
+    if data != -1 or fsdp != 1 or (axis == "tensor" and tensor != 1):
+        raise ValueError(
+            f"config.mesh.preset {preset!r} chooses the sizes itself; got data {data}, fsdp {fsdp}, tensor {tensor}. "
+            f"Leave config.mesh.data=-1 and config.mesh.fsdp=1{' and tensor=1' if axis == 'tensor' else ''}, "
+            "or set config.mesh.preset='' to use these sizes."
+        )
+    if num_devices % tensor:
+        raise ValueError(f"config.mesh.tensor is {tensor}, which does not divide the {num_devices} devices.")
+    sizes = dict.fromkeys(AXES, 1) | {"tensor": tensor}
+    sizes[axis] = num_devices // tensor
+    return sizes["data"], sizes["fsdp"], sizes["tensor"]
 
 
 def _rule(path: tuple) -> P:

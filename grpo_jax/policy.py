@@ -167,6 +167,7 @@ def make_engine(
     filters: TokenFilters = NO_FILTERS,
     attention: str = "auto",
     stop_strings: Sequence[str] = (),
+    free_bytes: int | None = None,
 ) -> Engine:
     """A sampler for this model; its sizes follow from the shape and from the memory that is free now.
 
@@ -174,6 +175,7 @@ def make_engine(
         weights: makes the copy that it will read.
         attention: key of `decode_attention.ATTENTIONS`, or "auto".
         stop_strings: the first of these texts ends a completion.
+        free_bytes: on one device; None asks it.
     """
     platform = mesh.devices.flat[0].platform
     name = decode_attention.default_attention(platform) if attention == "auto" else attention
@@ -192,6 +194,7 @@ def make_engine(
         weight_bytes=weights.num_bytes,
         dtype=policy.dtype,
         columns_multiple=decode_attention.COLUMNS_MULTIPLE[name],
+        free_bytes=free_bytes,
     )
     find_stop = StopStrings(policy.tokenizer, tuple(stop_strings)).num_tokens if stop_strings else None
     return Engine(policy.model, mesh=mesh, plan=sizes, settings=settings, find_stop=find_stop)

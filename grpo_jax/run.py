@@ -74,14 +74,14 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
 
     Raises: ValueError, FileNotFoundError, FileExistsError for what the user can mend.
     """
-    mesh = mesh_lib.create(data=s.mesh.data, fsdp=s.mesh.fsdp, tensor=s.mesh.tensor)
+    mesh = mesh_lib.create(data=s.mesh.data, fsdp=s.mesh.fsdp, tensor=s.mesh.tensor, preset=s.mesh.preset)
     settings.check(s, num_processes=jax.process_count(), num_row_shards=mesh_lib.num_row_shards(mesh))
     specs = registry.resolve(s.reward.reward_funcs, s.reward.reward_weights)
     metrics.check_trackers(s.telling)
     folder = Path(s.output_dir)
     check_folder(folder, config)
     opened = policy.open_policy(s.model)
-    settings.check_model(s, opened.model.spec)
+    settings.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
     use_compilation_cache(s.compilation_cache)
     write_config(folder, config)
     keeper = checkpoints.Checkpoints(folder / CHECKPOINTS, keep=s.checkpoint.save_total_limit)
@@ -247,18 +247,10 @@ def make_collectors(
     Call it when all that stays on the device is there: the sampler takes what memory is left.
     """
     rollout, looking = s.rollout, s.evaluation
-    shape = EngineShape(
-        num_rows=s.rows,
-        num_generations=rollout.num_generations,
-        max_prompt_length=prompt_columns,
-        max_completion_length=rollout.max_completion_length,
-        num_slots=rollout.num_slots,
-        window=rollout.window,
-    )
     engine = policy.make_engine(
         opened,
         mesh=mesh,
-        shape=shape,
+        shape=engine_shape(s, prompt_columns),
         weights=weights,
         filters=rollout.filters,
         attention=rollout.attention,
@@ -283,6 +275,17 @@ def make_collectors(
     )
 
 
+def engine_shape(s: Settings, prompt_columns: int) -> EngineShape:
+    return EngineShape(
+        num_rows=s.rows,
+        num_generations=s.rollout.num_generations,
+        max_prompt_length=prompt_columns,
+        max_completion_length=s.rollout.max_completion_length,
+        num_slots=s.rollout.num_slots,
+        window=s.rollout.window,
+    )
+
+
 def make_learning(
     s: Settings, mesh: jax.sharding.Mesh, opened: policy.Policy, parts: policy.Parts, teller: Teller
 ) -> tuple[train_state.TrainState, Any, Any, Learner]:
@@ -296,7 +299,14 @@ def make_learning(
     needs_copy = s.grpo.beta and frozen is None
     ref_params = train_state.frozen_copy(trained, dtype=opened.dtype) if needs_copy else None
     tx = train_state.optimizer(s.scaled_optimizer, num_updates=s.num_updates)
-    learner = Learner(
+    state = train_state.create(tx, trained, mesh=mesh, over_data=s.mesh.over_data)
+    return state, frozen, ref_params, make_learner(s, mesh, opened, parts, tx)
+
+
+def make_learner(
+    s: Settings, mesh: jax.sharding.Mesh, opened: policy.Policy, parts: policy.Parts, tx: Any
+) -> Learner:
+    return Learner(
         opened.model,
         mesh=mesh,
         tx=tx,
@@ -304,8 +314,8 @@ def make_learning(
         assemble=parts.assemble,
         loss=s.loss,
         compute=ComputeParams(opened.dtype, s.model.remat, opened.num_valid_ids, opened.attention),
+        over_data=s.mesh.over_data,
     )
-    return train_state.create(tx, trained, mesh=mesh), frozen, ref_params, learner
 
 
 def num_values(shapes: Any) -> int:

@@ -12,6 +12,7 @@ import dataclasses
 import math
 from typing import Any
 
+from grpo_jax import mesh as mesh_lib
 from grpo_jax.data import DataParams
 from grpo_jax.distributed import DistributedParams
 from grpo_jax.evaluation import EvaluationParams
@@ -35,7 +36,13 @@ class MeshParams:
     data: int  # -1: what fsdp and tensor leave
     fsdp: int
     tensor: int
+    preset: str  # key of `mesh.PRESETS`; "": the sizes as given
     cpu_devices: int  # fake devices on a CPU; 0: one a core
+
+    @property
+    def over_data(self) -> bool:
+        """Whether moments and gradients are cut over the data axis."""
+        return mesh_lib.PRESETS[self.preset].over_data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,8 +264,12 @@ def check(settings: Settings, *, num_processes: int, num_row_shards: int) -> Non
     _check_rows(settings, num_processes=num_processes, num_row_shards=num_row_shards)
 
 
-def check_model(settings: Settings, spec: ModelSpec) -> None:
-    """Raises ValueError where lengths or the mesh do not fit the model."""
+def check_model(settings: Settings, spec: ModelSpec, *, tensor: int) -> None:
+    """Raises ValueError where lengths or the mesh do not fit the model.
+
+    Args:
+        tensor: size of the mesh's tensor axis.
+    """
     prompt, completion = settings.data.max_prompt_length, settings.rollout.max_completion_length
     room = spec.max_position_embeddings
     if prompt + completion > room:
@@ -267,7 +278,6 @@ def check_model(settings: Settings, spec: ModelSpec) -> None:
             f"{prompt + completion} tokens; the model has {room} positions. "
             f"Set {_shorter(prompt, completion, room)}."
         )
-    tensor = settings.mesh.tensor
     for what, size in (("key/value heads", spec.num_kv_heads), ("MLP columns", spec.intermediate_size)):
         if size % tensor:
             raise ValueError(

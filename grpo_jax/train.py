@@ -148,7 +148,7 @@ def reward_kl(run: Run, rollout: Rollout) -> np.ndarray | None:
         pack(run, rollout, ones_PG),
         ref_params=run.ref_params,
         frozen=run.frozen,
-        shape=(len(rollout.problems), ones_PG.shape[1]),
+        shape=(len(rollout.problems), rollout.rewards_PG.shape[1]),
     )
     return distributed.gather(own_PG)
 

@@ -26,6 +26,7 @@ FLOORS: dict[int, set[str]] = {
         "mesh",
         "distributed",
         "checkpoints",
+        "chips",
         "compilations",
         "command_line",
         "charts",
@@ -40,7 +41,7 @@ FLOORS: dict[int, set[str]] = {
     4: {"evaluation", "dynamic_sampling"},
     5: {"settings"},
     6: {"run"},
-    7: {"train"},
+    7: {"train", "planning"},
     8: {"tools"},
 }
 
@@ -50,6 +51,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "distributed": set(),
     "watch": {"distributed"},
     "checkpoints": set(),
+    "chips": set(),
     "compilations": set(),
     "command_line": set(),
     "stop_strings": set(),
@@ -61,7 +63,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "trackers": set(),
     "data": {"structs", "sources", "text"},
     # acting, judging and learning are strangers: they meet in rollout and train, through structs
-    "sampling": {"structs", "mesh", "models", "distributed"},
+    "sampling": {"structs", "chips", "mesh", "models", "distributed"},
     "learning": {"structs", "mesh", "models", "distributed"},
     "dynamic_sampling": {"structs", "learning"},
 }

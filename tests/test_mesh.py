@@ -193,3 +193,47 @@ def test_data_minus_one_takes_what_the_others_leave():
 def test_sizes_that_do_not_make_the_number_of_devices_are_refused(data, fsdp, tensor, number):
     with pytest.raises(ValueError, match=f"has {number} devices; 8 are there. Set config.mesh.data=-1"):
         mesh_lib.create(data=data, fsdp=fsdp, tensor=tensor)
+
+
+@pytest.mark.parametrize(
+    ("preset", "tensor", "sizes"),
+    [
+        ("ddp", 1, (8, 1, 1)),
+        ("zero2", 2, (4, 1, 2)),
+        ("zero3", 1, (1, 8, 1)),
+        ("zero3", 2, (1, 4, 2)),
+        ("tp", 1, (1, 1, 8)),
+    ],
+)
+def test_a_preset_gives_one_axis_all_that_tensor_leaves(preset, tensor, sizes):
+    mesh = mesh_lib.create(data=-1, fsdp=1, tensor=tensor, preset=preset)
+    assert tuple(mesh.shape.values()) == sizes
+
+
+@pytest.mark.parametrize(
+    ("sizes", "preset", "message"),
+    [
+        ({}, "zero9", r"preset is 'zero9'; known are \['', 'ddp', 'tp', 'zero2', 'zero3'\]"),
+        ({"data": 4}, "ddp", "'ddp' chooses the sizes itself; got data 4"),
+        ({"fsdp": 4}, "zero2", "config.mesh.fsdp=1, or set config.mesh.preset=''"),
+        ({"tensor": 2}, "tp", "tensor=1"),
+        ({"tensor": 3}, "zero3", "tensor is 3, which does not divide the 8 devices"),
+    ],
+)
+def test_a_preset_beside_sizes_it_chooses_is_refused(sizes, preset, message):
+    with pytest.raises(ValueError, match=message):
+        mesh_lib.create(**({"data": -1, "fsdp": 1, "tensor": 1} | sizes), preset=preset)
+
+
+def test_moments_cut_over_data_take_the_width_or_else_the_widest_dimension_that_divides():
+    mesh = mesh_lib.create(data=4, fsdp=1, tensor=2)
+
+    def spec(name: str, *shape: int) -> P:
+        tree = {"layers": {"mlp": {name: jax.ShapeDtypeStruct(shape, np.float32)}}}
+        shardings = mesh_lib.optimizer_shardings(mesh, tree, over_data=True)
+        return shardings["layers"]["mlp"][name].spec
+
+    assert spec("gate_up", 6, 32, 2, 64) == P(None, mesh_lib.ROWS, None, "tensor")
+    assert spec("gate_up", 8, 30, 2, 64) == P(mesh_lib.ROWS, None, None, "tensor")  # 30 is no multiple of 4
+    assert spec("gate_up", 6, 30, 2, 62) == P(None, "fsdp", None, "tensor")  # none divides: as its parameter
+    assert spec("scale", 8, 32) == P()  # no rule cuts it

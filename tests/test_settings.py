@@ -297,7 +297,7 @@ def test_lengths_beyond_the_positions_of_the_model_are_refused_with_those_that_f
 ):
     def check_lengths(prompt: int, completion: int) -> None:
         lengths = {"data__max_prompt_length": prompt, "rollout__max_completion_length": completion}
-        settings.check_model(changed(**lengths), SPEC)
+        settings.check_model(changed(**lengths), SPEC, tensor=1)
 
     with pytest.raises(ValueError) as error:
         check_lengths(prompt, completion)
@@ -309,10 +309,10 @@ def test_lengths_beyond_the_positions_of_the_model_are_refused_with_those_that_f
 def test_a_tensor_axis_that_cuts_no_head_or_column_is_refused_with_sizes_that_do(tensor):
     lengths = {"data__max_prompt_length": 10, "rollout__max_completion_length": 10}
     with pytest.raises(ValueError, match=f"config.mesh.tensor is {tensor}") as error:
-        settings.check_model(changed(mesh__tensor=tensor, **lengths), SPEC)
+        settings.check_model(changed(**lengths), SPEC, tensor=tensor)
     assert proposals(str(error.value)) == [1, 2, 4]
     for size in proposals(str(error.value)):
-        settings.check_model(changed(mesh__tensor=size, **lengths), SPEC)
+        settings.check_model(changed(**lengths), SPEC, tensor=size)
 
 
 def test_updates_and_rows_of_a_run_are_counted_by_hand():

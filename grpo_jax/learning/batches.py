@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -155,11 +156,11 @@ def empty(shape: PieceShape, *, num_microbatches: int, num_shards: int) -> Train
     )
 
 
-def _at(field: object, index: tuple[int, int]) -> object:
+def _at(field: Any, index: tuple[int, int]) -> Any:
     """Views of one piece."""
     if isinstance(field, PackedTokens):
         return PackedTokens(*(array[index] for array in field))
-    return None if field is None else field[index]  # type: ignore[index]
+    return None if field is None else field[index]
 
 
 def _fill(piece: TrainBatch, lines: Piece, shape: PieceShape, params: BatchParams) -> None:
@@ -195,7 +196,13 @@ def _fill(piece: TrainBatch, lines: Piece, shape: PieceShape, params: BatchParam
 
 
 def _write(
-    packed: PackedTokens, e: int, column: int, ids: Sequence[int], segment: int, *, first_position: int
+    packed: PackedTokens,
+    e: int,
+    column: int,
+    ids: Sequence[int] | np.ndarray,
+    segment: int,
+    *,
+    first_position: int,
 ) -> None:
     span = slice(column, column + len(ids))
     packed.lines_UEW[e, span] = ids

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +38,9 @@ class Policy(NamedTuple):
 class Totals(NamedTuple):
     """What a minibatch is normalised by: known before it is cut into microbatches. float32 scalars."""
 
-    num_rows: jax.Array  # all its completions, also masked ones and those without signal
-    minibatch_tokens: jax.Array  # its trained tokens
-    rollout_tokens: jax.Array  # trained tokens of the whole step over the number of minibatches
+    num_rows: Any  # all its completions, also masked ones and those without signal
+    minibatch_tokens: Any  # its trained tokens
+    rollout_tokens: Any  # trained tokens of the whole step over the number of minibatches
 
 
 # ---- what a token costs -------------------------------------------------------------------------------

@@ -44,8 +44,13 @@ def score_batch(
     mesh: jax.sharding.Mesh,
     temperature: float,
     compute: ComputeParams,
+    apart: bool,
 ) -> Scored:
-    """Scores the first `num_active` (int32) microbatches without gradients or dropout; 0 behind them."""
+    """Scores the first `num_active` (int32) microbatches without gradients or dropout; 0 behind them.
+
+    Args:
+        apart: only rows are cut: devices work apart, as in the update.
+    """
 
     def local(trained, frozen, batch, num_active):
         params = assemble(trained, frozen, None)
@@ -60,7 +65,7 @@ def score_batch(
         zeros = jnp.zeros_like(batch.completion_mask_AUSC)
         return jax.lax.fori_loop(0, num_active, score_microbatch, Scored(zeros, zeros))
 
-    if mesh_lib.only_rows_are_cut(mesh):
+    if apart:
         local = mesh_lib.on_each_device(local, mesh, rows=(None, None, 1, None), out_rows=1)
     return local(trained, frozen, batch, num_active)
 

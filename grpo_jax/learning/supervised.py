@@ -5,6 +5,7 @@ Loss: the mean negative log-probability of completion tokens; prompts are read a
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,8 @@ def jitted_update(
     compute: ComputeParams,
 ) -> Any:
     """The compiled `(state, batch) -> (state, metrics)`; the state is donated."""
-    state = mesh_lib.parameter_shardings(mesh, train_state.shapes(tx, shapes))
+    state = train_state.shardings(tx, shapes, mesh=mesh)
+    model = dataclasses.replace(model, rows=mesh_lib.rows(mesh))
     return jax.jit(
         partial(supervised_update, model, tx, mesh=mesh, compute=compute),
         donate_argnums=0,

@@ -1,7 +1,7 @@
 """What training changes: master weights, optimizer moments, and how many updates were made.
 
 All of it is float32 and lies on the mesh as `mesh.PARAMETER_RULES` say; moments lie where their parameter
-does. The optimizer is AdamW after clipping by global norm, with a warm-up and one of three schedules.
+does, or cut over `data` as well. The optimizer is AdamW after clipping by global norm, with a warm-up and one of three schedules.
 """
 
 from __future__ import annotations
@@ -81,10 +81,23 @@ def shapes(tx: optax.GradientTransformation, params: Any) -> TrainState:
     return jax.eval_shape(lambda p: _create(tx, p), params)
 
 
-def create(tx: optax.GradientTransformation, params: Any, *, mesh: jax.sharding.Mesh) -> TrainState:
+def shardings(
+    tx: optax.GradientTransformation, params: Any, *, mesh: jax.sharding.Mesh, over_data: bool = False
+) -> TrainState:
+    """Where each array of the state lies; for `over_data` see `mesh.optimizer_shardings`."""
+    state = shapes(tx, params)
+    moments = mesh_lib.optimizer_shardings(mesh, state.opt_state, over_data=over_data)
+    whole: Any = mesh_lib.replicated(mesh)
+    return TrainState(mesh_lib.parameter_shardings(mesh, params), moments, whole)
+
+
+def create(
+    tx: optax.GradientTransformation, params: Any, *, mesh: jax.sharding.Mesh, over_data: bool = False
+) -> TrainState:
     """A fresh state around parameters, which it takes over; moments are made where they belong."""
-    shardings = mesh_lib.parameter_shardings(mesh, shapes(tx, params))
-    make_moments = jax.jit(tx.init, out_shardings=shardings.opt_state)
+    make_moments = jax.jit(
+        tx.init, out_shardings=shardings(tx, params, mesh=mesh, over_data=over_data).opt_state
+    )
     num_updates = jax.device_put(jnp.int32(0), mesh_lib.replicated(mesh))
     return TrainState(params, make_moments(params), num_updates)
 

@@ -8,6 +8,7 @@ is known for the whole minibatch first.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -38,6 +39,13 @@ class Part(NamedTuple):
     totals: Totals
 
 
+COMPILER_OPTIONS: dict[str, dict[str, str]] = {  # by platform
+    # A TPU's XLA would multiply by the pieces of a weight as they come round from the other devices: with
+    # layers' widths over 16 devices, 224 columns at a time, at half the speed (docs/benchmarks.md).
+    "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
+}
+
+
 class Learner:
     """The jitted programs of learning, compiled once a batch shape, and the order in which they run.
 
@@ -57,14 +65,26 @@ class Learner:
         loss: LossParams,
         compute: ComputeParams,
         assemble: Assemble = whole,
+        over_data: bool = False,
     ):
         self.mesh, self.loss = mesh, loss
-        state = mesh_lib.parameter_shardings(mesh, train_state.shapes(tx, shapes))
-        how = {"mesh": mesh, "compute": compute}
+        apart = mesh_lib.only_rows_are_cut(mesh) and not over_data
+        if not apart:
+            model = dataclasses.replace(model, rows=mesh_lib.rows(mesh))
+        options = COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)
+        how = {"mesh": mesh, "compute": compute, "apart": apart}
         score = partial(score_batch, model, assemble, temperature=loss.temperature, **how)
-        self.score = jax.jit(score, out_shardings=mesh_lib.rows(mesh, leading=1))
+        self.score = jax.jit(score, out_shardings=mesh_lib.rows(mesh, leading=1), compiler_options=options)
+        state = train_state.shardings(tx, shapes, mesh=mesh, over_data=over_data)
+        self.gradient_shardings = mesh_lib.optimizer_shardings(mesh, shapes, over_data=over_data)
+        how["gradient_shardings"] = self.gradient_shardings
         update = partial(update_state, model, tx, assemble, loss=loss, **how)
-        self.update = jax.jit(update, donate_argnums=0, out_shardings=(state, mesh_lib.replicated(mesh)))
+        self.update = jax.jit(
+            update,
+            donate_argnums=0,
+            out_shardings=(state, mesh_lib.replicated(mesh)),
+            compiler_options=options,
+        )
         self._row_kl = jax.jit(partial(_row_kl, loss=loss), out_shardings=mesh_lib.rows(mesh))
 
     def learn(
@@ -177,6 +197,8 @@ def update_state(
     mesh: jax.sharding.Mesh,
     loss: LossParams,
     compute: ComputeParams,
+    gradient_shardings: Any,
+    apart: bool,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer update on one minibatch.
 
@@ -184,12 +206,14 @@ def update_state(
         frozen: what `assemble` wants beside the trained parameters; the gradient does not go to it.
         num_active: int32; only the first so many microbatches hold anything.
         totals: what the loss is divided by.
+        gradient_shardings: where the accumulated gradient lies.
+        apart: only rows are cut, and each device adds up its own gradient.
 
     Returns: the new state and float32 scalars: `loss`, `grad_norm` and what `objective.metrics_of` gives.
     """
     microbatch_loss = partial(_microbatch_loss, model, assemble, mesh=mesh, loss=loss, compute=compute)
-    accumulate = partial(_accumulate, microbatch_loss)
-    if mesh_lib.only_rows_are_cut(mesh):
+    accumulate = partial(_accumulate, microbatch_loss, None if apart else gradient_shardings)
+    if apart:
         accumulate = _summed_over_devices(accumulate, mesh)
     key = jax.random.fold_in(jax.random.key(0), state.num_updates)  # of dropout
     gradients, sums, largest = accumulate(state.params, frozen, batch, num_active, totals, key)
@@ -200,10 +224,13 @@ def update_state(
     return TrainState(params, opt_state, state.num_updates + 1), metrics
 
 
-def _accumulate(microbatch_loss, trained, frozen, batch, num_active, totals, key):
+def _accumulate(microbatch_loss, shardings, trained, frozen, batch, num_active, totals, key):
     """Gradients and sums over all microbatches, and maxima."""
     loss_and_grad = jax.value_and_grad(microbatch_loss, has_aux=True)
     add = partial(jax.tree.map, jnp.add)
+
+    def placed(gradients):
+        return gradients if shardings is None else jax.lax.with_sharding_constraint(gradients, shardings)
 
     def one(i, carry):
         gradients, sums, largest = carry
@@ -215,13 +242,13 @@ def _accumulate(microbatch_loss, trained, frozen, batch, num_active, totals, key
             trained, frozen, microbatch, totals, jax.random.fold_in(key, i)
         )
         return (
-            add(gradients, new),
+            add(gradients, placed(new)),
             add(sums, new_sums | {"loss": value}),
             jax.tree.map(jnp.maximum, largest, new_largest),
         )
 
     sums, largest = objective.no_sums()
-    zeros = jax.tree.map(jnp.zeros_like, trained)
+    zeros = placed(jax.tree.map(jnp.zeros_like, trained))
     return jax.lax.fori_loop(0, num_active, one, (zeros, sums | {"loss": jnp.float32(0)}, largest))
 
 
@@ -254,7 +281,7 @@ def _microbatch_loss(
     compute: ComputeParams,
 ) -> tuple[jax.Array, tuple[dict, dict]]:
     """The loss of one microbatch (arrays without the A axis) and sums and maxima for the metrics."""
-    scored = completion_logprobs(
+    logprobs_USC, entropy_USC = completion_logprobs(
         model,
         assemble(trained, frozen, key),
         batch,
@@ -263,7 +290,10 @@ def _microbatch_loss(
         compute=compute,
         entropy_gradient=loss.entropy_coef != 0,
     )
-    flat = lambda x: None if x is None else x.reshape(-1, *x.shape[2:])  # noqa: E731
+
+    def flat(x: Any) -> Any:
+        return None if x is None else x.reshape(-1, *x.shape[2:])
+
     rows = Rows(
         mask_BC=flat(batch.completion_mask_AUSC),
         advantages_B=flat(batch.advantages_AUS),
@@ -272,7 +302,7 @@ def _microbatch_loss(
         ref_logprobs_BC=flat(batch.ref_logprobs_AUSC),
         entropy_mask_BC=flat(batch.entropy_mask_AUSC),
     )
-    return objective.microbatch_loss(*map(flat, scored), rows, totals, loss)
+    return objective.microbatch_loss(flat(logprobs_USC), flat(entropy_USC), rows, totals, loss)
 
 
 def _row_kl(mask_AUSC: jax.Array, old_AUSC: jax.Array, ref_AUSC: jax.Array, *, loss: LossParams) -> jax.Array:

@@ -50,6 +50,7 @@ class Model:
     spec: ModelSpec
     block: nnx.GraphDef
     final_norm: nnx.GraphDef
+    rows: jax.sharding.NamedSharding | None = None  # of hidden states in training; None: as XLA likes
 
     def embed(self, params: Params, tokens_BT: jax.Array, *, dtype: Any) -> jax.Array:
         """Embeddings `[B, T, D]` in `dtype`."""
@@ -118,11 +119,20 @@ class Model:
         rope = layers.rope_tables(positions_BT, self.spec)
 
         def run_layer(x_BTD, layer_params):
-            return nnx.merge(self.block, layer_params)(x_BTD, rope, attend)
+            x_BTD, kept = nnx.merge(self.block, layer_params)(x_BTD, rope, attend)
+            return self._on_rows(x_BTD), kept
 
-        x_BTD = self.embed(params, tokens_BT, dtype=dtype)
+        x_BTD = self._on_rows(self.embed(params, tokens_BT, dtype=dtype))
         x_BTD, _ = jax.lax.scan(REMAT_POLICIES[remat](run_layer), x_BTD, params["layers"])
         return self.normed(params, x_BTD)
+
+    def _on_rows(self, x_BTD: jax.Array) -> jax.Array:
+        """Cut over rows where that is asked for.
+
+        Left to itself, XLA cuts the width instead, as `fsdp` cuts the embedding's, and every device then
+        computes the attention of all rows.
+        """
+        return x_BTD if self.rows is None else jax.lax.with_sharding_constraint(x_BTD, self.rows)
 
     def run_layers(
         self,

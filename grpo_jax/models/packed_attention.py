@@ -25,9 +25,9 @@ NO_SEGMENT = -1  # of keys that nobody reads
 class SharedPrompt(NamedTuple):
     """Each line's prompt."""
 
-    valid_BZ: jax.Array  # bool
-    k_BZKH: jax.Array
-    v_BZKH: jax.Array
+    valid_BZ: Any  # bool
+    k_BZKH: Any
+    v_BZKH: Any
 
 
 def positions(packed: PackedTokens) -> jax.Array:
@@ -140,7 +140,7 @@ def lines_splash(
     )
     heads_first = (x.transpose(0, 2, 1, 3) for x in (q_BXNH, k_BSKH, v_BSKH))
     segment_ids = kernel.SegmentIds(q=segments_BX, kv=kv_segments_BX)
-    mixed_BNXH = jax.vmap(attention)(*heads_first, segment_ids)
+    mixed_BNXH: Any = jax.vmap(attention)(*heads_first, segment_ids)
     return mixed_BNXH.transpose(0, 2, 1, 3)[:, :width].reshape(q_BWKMH.shape).astype(v_BWKH.dtype)
 
 

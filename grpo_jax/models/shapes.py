@@ -54,6 +54,10 @@ SHAPES: dict[str, dict] = {
         **_sized(_QWEN2P5, width=3584, mlp=18944, layers=28, heads=28, kv_heads=4, tied=False),
         "vocab_size": 152064,
     },
+    "qwen2.5-32b": {
+        **_sized(_QWEN2P5, width=5120, mlp=27648, layers=64, heads=40, kv_heads=8, tied=False),
+        "vocab_size": 152064,
+    },
     "qwen3-0.6b": _sized(_QWEN3, width=1024, mlp=3072, layers=28, heads=16, kv_heads=8, tied=True),
     "qwen3-1.7b": _sized(_QWEN3, width=2048, mlp=6144, layers=28, heads=16, kv_heads=8, tied=True),
     "qwen3-4b": _sized(_QWEN3, width=2560, mlp=9728, layers=36, heads=32, kv_heads=8, tied=True),

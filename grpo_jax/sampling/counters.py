@@ -14,29 +14,7 @@ import time
 import jax
 import numpy as np
 
-BANDWIDTH: tuple[
-    tuple[str, float], ...
-] = (  # part of `Device.device_kind` -> bytes a second, makers' figures
-    ("H200", 4.8e12),
-    ("H100 PCIe", 2.0e12),
-    ("H100", 3.35e12),
-    ("B200", 8.0e12),
-    ("A100-SXM4-80GB", 2.039e12),
-    ("A100", 1.555e12),
-    ("L40S", 0.864e12),
-    ("L4", 0.3e12),
-    ("A10G", 0.6e12),
-    ("RTX 4090", 1.008e12),
-    ("T4", 0.32e12),
-    ("V100", 0.9e12),
-    ("TPU v4", 1.2e12),
-    ("TPU v5 lite", 0.819e12),
-    ("TPU v5e", 0.819e12),
-    ("TPU v5p", 2.765e12),
-    ("TPU v5", 2.765e12),
-    ("TPU v6", 1.64e12),
-    ("TPU7x", 7.38e12),
-)
+from grpo_jax import chips
 
 
 @dataclasses.dataclass
@@ -102,9 +80,8 @@ class Counters:
 def memory_bandwidth() -> float:
     """Bytes a second that one device can read; measured where the table does not know it."""
     device = jax.local_devices()[0]
-    for name, bandwidth in BANDWIDTH:
-        if name in device.device_kind:
-            return bandwidth
+    if chip := chips.of_kind(device.device_kind):
+        return chip.bandwidth
     return _measured_bandwidth() / (jax.local_device_count() if device.platform == "cpu" else 1)
 
 

@@ -60,7 +60,7 @@ class Engine:
         find_stop: FindStop | None = None,
     ):
         self.mesh, self.plan, self.settings, self.find_stop = mesh, plan, settings, find_stop
-        self._programs = SamplerPrograms(
+        self.programs = SamplerPrograms(
             model, mesh=mesh, plan=plan, settings=settings, stops=find_stop is not None
         )
 
@@ -95,20 +95,20 @@ class Engine:
             on_finished=on_finished,
             find_stop=self.find_stop,
         )
-        self._programs.compile(params)
+        self.programs.compile(params)
         counters = self._new_counters()
         begin = (np.float32(temperature), np.asarray(jax.random.key_data(step_key)))
-        state, store, rung = self._programs["empty"](), self._programs["store"](), 0
+        state, store, rung = self.programs["empty"](), self.programs["store"](), 0
         while True:
             state, store = self._fill(params, state, store, call, rung, begin)
             wanted = self._next_rung(call, rung)
             if wanted is None:
                 break
             state, rung = self._climb(state, call, rung, wanted)
-            state, output = self._programs["window", rung](params, state)
+            state, output = self.programs["window", rung](params, state)
             tokens_BW, logprobs_BW, done_B = (mesh_lib.local_rows(array) for array in output)
             call.read(tokens_BW, logprobs_BW, done_B, counters)
-        self._programs.wait()
+        self.programs.wait()
         counters.seconds = time.perf_counter() - started
         return Sampled(call.completions(), counters)
 
@@ -131,7 +131,7 @@ class Engine:
                 return state, store
             store = self._read_prompts(params, store, entering.prompts, call)
             news = self._put(call.arrivals(entering, num_slots=self.plan.rungs[rung].slots))
-            state = self._programs["arrive", rung](state, store, news, *begin)
+            state = self.programs["arrive", rung](state, store, news, *begin)
 
     def _read_prompts(self, params: Params, store: Any, prompts: Sequence[Prompt], call: Call) -> Any:
         """Prefills in batches of like length: the longest first, so that short ones are read in short rows."""
@@ -149,7 +149,7 @@ class Engine:
                     prompt = queue.popleft()
                     row[: length(prompt)] = call.problems[prompt.problem].prompt_ids
                     row[-2:] = length(prompt), prompt.place
-            store = self._programs["prefill", columns](params, store, self._put(rows))
+            store = self.programs["prefill", columns](params, store, self._put(rows))
         return store
 
     def _next_rung(self, call: Call, rung: int) -> int | None:
@@ -166,9 +166,9 @@ class Engine:
         for here in range(rung, wanted):
             below, above = self.plan.rungs[here], self.plan.rungs[here + 1]
             if above.slots == below.slots:
-                state = self._programs.grow(state, here)
+                state = self.programs.grow(state, here)
             else:
-                state = self._programs["move", here](state, self._put(call.move(above.slots)))
+                state = self.programs["move", here](state, self._put(call.move(above.slots)))
         return state, wanted
 
     def _put(self, rows: np.ndarray) -> jax.Array:

@@ -34,6 +34,10 @@ MEMORY_SHARE = 0.9  # of what the device has; the rest is for the compiler's tem
 GIB = 2**30
 
 
+class NoRoom(ValueError):
+    """Not even one slot fits a device."""
+
+
 @dataclasses.dataclass(frozen=True)
 class EngineShape:
     """What a sampler must hold; what is 0 is chosen by `make`."""
@@ -132,7 +136,7 @@ def make(
         columns_multiple: the cache, with the window's columns, has a multiple of so many.
         free_bytes: on one device; None asks it.
 
-    Raises: ValueError where not even one slot a device fits.
+    Raises: NoRoom where not even one slot a device fits.
     """
     num_shards, platform = mesh_lib.num_row_shards(mesh), mesh.devices.flat[0].platform
     heads = spec.num_kv_heads / mesh_lib.num_head_shards(mesh, spec.num_kv_heads)
@@ -178,7 +182,7 @@ def _fitting_slots(
     logits = LOGIT_ARRAYS * 4 * spec.vocab_size / mesh.shape["tensor"]
     fitting = int((MEMORY_SHARE * free - weight_bytes) / (kv_token_bytes * columns + logits))
     if fitting < 1:
-        raise ValueError(
+        raise NoRoom(
             f"A device has {_size(free)} free; the sampling copy takes {_size(weight_bytes)} and one row "
             f"{_size(kv_token_bytes * columns + logits)}: nothing is left. Set config.mesh.tensor higher or "
             "config.rollout.max_completion_length lower."

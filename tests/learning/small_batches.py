@@ -97,7 +97,16 @@ def kept_gradient() -> optax.GradientTransformation:
 
 
 def learner(
-    model, shapes, *, mesh, tx=None, remat="none", tile_tokens=0, assemble=lora.whole, **changes: Any
+    model,
+    shapes,
+    *,
+    mesh,
+    tx=None,
+    remat="none",
+    tile_tokens=0,
+    assemble=lora.whole,
+    over_data=False,
+    **changes: Any,
 ) -> Learner:
     compute = dataclasses.replace(COMPUTE, remat=remat, tile_tokens=tile_tokens)
     return Learner(
@@ -108,6 +117,7 @@ def learner(
         loss=loss_params(**changes),
         compute=compute,
         assemble=assemble,
+        over_data=over_data,
     )
 
 

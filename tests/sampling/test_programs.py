@@ -27,7 +27,7 @@ def compiled(tiny_model, tiny_params):
         engine = make_engine(tiny_model, mesh, **TOP)
         host = jax.device_get(tiny_params)
         params = SamplingWeights(tiny_model, mesh=mesh, shapes=host, dtype=jnp.float32)(host)
-        return {name: make() for name, make in engine._programs.makers(params).items()}
+        return {name: make() for name, make in engine.programs.makers(params).items()}
 
     return compile_all
 
@@ -47,7 +47,7 @@ def test_slots_are_given_up_without_traffic(tiny_model, tiny_params):
     engine = make_engine(tiny_model, mesh, slots=32, rows=64)
     host = jax.device_get(tiny_params)
     params = SamplingWeights(tiny_model, mesh=mesh, shapes=host, dtype=jnp.float32)(host)
-    makers = engine._programs.makers(params)
+    makers = engine.programs.makers(params)
     moves = {name: make().as_text() for name, make in makers.items() if name[0] == "move"}
     assert len(moves) == 2  # 16 slots a shard, then 8, then 4
     assert not any(COLLECTIVE.search(text) for text in moves.values())

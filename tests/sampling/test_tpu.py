@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
+from grpo_jax import chips
 from tests.conftest import ROOT
-from tests.sampling import tpu_programs
 
 pytest.importorskip("libtpu", reason="libtpu, with the compiler for TPUs, is not installed")
 
@@ -30,7 +30,7 @@ def test_sampling_with_7b_at_2048_positions_fits(topology, attention):
     by_name = {program["program"]: program for program in programs}
     assert set(by_name) == {"weights", "window", "prefill", "arrive"}
     for program in programs:
-        assert program["peak"] < tpu_programs.MEMORY[topology[:3]]
+        assert program["peak"] < chips.named(topology[:3]).memory_gib
     # what the plan counted as weights, keys and values is what the window gets
     planned = plan["weights_gib"] + plan["cache_gib"]
     assert by_name["window"]["arguments"] <= planned * 1.01

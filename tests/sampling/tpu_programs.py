@@ -20,16 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
+from grpo_jax import chips
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.models import decode_attention, decoder, registry
 from grpo_jax.models.shapes import SHAPES
-from grpo_jax.sampling import counters, decode, plan
+from grpo_jax.sampling import decode, plan
 from grpo_jax.sampling.programs import SamplerPrograms
 from grpo_jax.sampling.weights import SamplingWeights
-
-MEMORY = {"v5e": 15.75, "v6e": 31.25, "v5p": 95.74}  # GiB a chip that programs may use
-CLOCK = {"v5e": 1.5e9, "v6e": 1.75e9, "v5p": 1.75e9}  # cycles a second, from the makers' peak of products
-KINDS = {"v5e": "TPU v5 lite", "v6e": "TPU v6 lite", "v5p": "TPU v5p"}  # as `device_kind` has them
 
 
 def main() -> None:
@@ -47,7 +44,7 @@ def main() -> None:
         weight_bytes=weights.num_bytes,
         dtype=jnp.bfloat16,
         columns_multiple=decode_attention.COLUMNS_MULTIPLE[options.attention],
-        free_bytes=int(MEMORY[options.topology[:3]] * plan.GIB),
+        free_bytes=int(chips.named(options.topology[:3]).memory_gib * plan.GIB),
     )
     told = {"plan": sizes.describe(), "weights_gib": sizes.weight_bytes / plan.GIB}
     print(json.dumps(told | {"cache_gib": sizes.cache_bytes / plan.GIB}), flush=True)
@@ -115,14 +112,18 @@ def compiler_seconds(compiled, sizes: plan.Plan, topology: str) -> float | None:
         for computation in re.split(r"\n(?=%|ENTRY)", text)
         if not computation.startswith("ENTRY")
     ]
-    return round(sizes.window * max(cycles) / CLOCK[topology[:3]], 4)
+    return round(sizes.window * max(cycles) / chips.named(topology[:3]).clock, 4)
 
 
 def best_seconds(sizes: plan.Plan, topology: str) -> float:
     """A window with every slot full and half of its columns filled, at the speed of the memory."""
-    bandwidth = next(speed for name, speed in counters.BANDWIDTH if name in KINDS[topology[:3]])
     columns = sizes.slots * sizes.rungs[-1].columns / 2
-    return round(sizes.window * (sizes.weight_bytes + columns * sizes.kv_token_bytes) / bandwidth, 4)
+    return round(
+        sizes.window
+        * (sizes.weight_bytes + columns * sizes.kv_token_bytes)
+        / chips.named(topology[:3]).bandwidth,
+        4,
+    )
 
 
 if __name__ == "__main__":
