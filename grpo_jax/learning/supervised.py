@@ -5,7 +5,6 @@ Loss: the mean negative log-probability of completion tokens; prompts are read a
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import Any
 
@@ -31,7 +30,7 @@ def jitted_update(
 ) -> Any:
     """The compiled `(state, batch) -> (state, metrics)`; the state is donated."""
     state = train_state.shardings(tx, shapes, mesh=mesh)
-    model = dataclasses.replace(model, rows=mesh_lib.rows(mesh))
+    model = model.for_training(mesh, rows=mesh_lib.rows(mesh))
     return jax.jit(
         partial(supervised_update, model, tx, mesh=mesh, compute=compute),
         donate_argnums=0,

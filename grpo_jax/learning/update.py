@@ -8,7 +8,6 @@ is known for the whole minibatch first.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -69,8 +68,7 @@ class Learner:
     ):
         self.mesh, self.loss = mesh, loss
         apart = mesh_lib.only_rows_are_cut(mesh) and not over_data
-        if not apart:
-            model = dataclasses.replace(model, rows=mesh_lib.rows(mesh))
+        model = model.for_training(mesh, rows=None if apart else mesh_lib.rows(mesh))
         options = COMPILER_OPTIONS.get(mesh.devices.flat[0].platform)
         how = {"mesh": mesh, "compute": compute, "apart": apart}
         score = partial(score_batch, model, assemble, temperature=loss.temperature, **how)

@@ -27,6 +27,8 @@ from grpo_jax.models import adapted, layers, packed_attention, quantised
 from grpo_jax.models.spec import ModelSpec
 from grpo_jax.structs import PackedTokens
 
+UNROLLED_LAYERS = 8  # at most, on a CPU
+
 Params = Any
 """Nested dictionary of arrays; see `Decoder` for the names."""
 
@@ -51,6 +53,16 @@ class Model:
     block: nnx.GraphDef
     final_norm: nnx.GraphDef
     rows: jax.sharding.NamedSharding | None = None  # of hidden states in training; None: as XLA likes
+    unroll: int = 1  # layers that training's loop takes at once
+
+    def for_training(self, mesh: jax.sharding.Mesh, *, rows: jax.sharding.NamedSharding | None) -> Model:
+        """This model as training computes it on a mesh: hidden states on `rows`, a few layers without a loop.
+
+        On a CPU a loop over layers copies what the backward pass needs, which takes a third of a small
+        model's update; elsewhere, and for deep models, it would only take longer to compile.
+        """
+        short = mesh.devices.flat[0].platform == "cpu" and self.spec.num_layers <= UNROLLED_LAYERS
+        return dataclasses.replace(self, rows=rows, unroll=self.spec.num_layers if short else 1)
 
     def embed(self, params: Params, tokens_BT: jax.Array, *, dtype: Any) -> jax.Array:
         """Embeddings `[B, T, D]` in `dtype`."""
@@ -123,7 +135,8 @@ class Model:
             return self._on_rows(x_BTD), kept
 
         x_BTD = self._on_rows(self.embed(params, tokens_BT, dtype=dtype))
-        x_BTD, _ = jax.lax.scan(REMAT_POLICIES[remat](run_layer), x_BTD, params["layers"])
+        run = REMAT_POLICIES[remat](run_layer)
+        x_BTD, _ = jax.lax.scan(run, x_BTD, params["layers"], unroll=self.unroll)
         return self.normed(params, x_BTD)
 
     def _on_rows(self, x_BTD: jax.Array) -> jax.Array:
