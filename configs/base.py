@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.mesh.fsdp = 1  # devices that share rows and cut parameters and optimizer among them
     config.mesh.tensor = 1  # devices that cut heads, MLP and vocabulary; divides the key/value heads
     config.mesh.preset = ""  # "ddp", "zero2", "zero3", "tp" choose data and fsdp (tp: tensor); "": as above
-    config.mesh.cpu_devices = 0  # fake devices on a CPU; 0: one a core
+    config.mesh.cpu_devices = 0  # fake devices on a CPU; 0: one a core for small models, one for larger ones
 
     config.distributed = ConfigDict()
     config.distributed.mode = (
@@ -127,7 +127,7 @@ def get_config() -> ConfigDict:
     config.grpo.num_minibatches = 1  # updates a pass
     config.grpo.per_device_train_batch_size = 8  # longest completions of one backward pass on a device
     config.grpo.max_tokens_per_microbatch = 0  # tokens of one backward pass on a device; 0: by the rows above
-    config.grpo.packing = 2  # longest completions that a line of packed ones has room for; 0: a line each
+    config.grpo.packing = 1  # longest completions that a line of packed ones has room for; 0: a line each
     config.grpo.share_prompts = True  # a group's prompt is read once a backward pass, not with every row
     config.grpo.mask_truncated_completions = False  # True: completions that were cut teach nothing
 

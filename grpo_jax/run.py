@@ -21,6 +21,7 @@ from grpo_jax.learning import batches, train_state
 from grpo_jax.learning.scoring import ComputeParams
 from grpo_jax.learning.update import Learner
 from grpo_jax.models import packed_attention
+from grpo_jax.models import registry as registry_of_models
 from grpo_jax.rewards import registry
 from grpo_jax.rewards.pool import Judge
 from grpo_jax.rollout import Collector
@@ -29,6 +30,7 @@ from grpo_jax.sampling.weights import SamplingWeights
 from grpo_jax.settings import Settings
 from grpo_jax.structs import Problem
 
+SMALL_MODEL = 20_000_000  # weights
 CONFIG_FILE = "config.json"
 UNFINISHED_CONFIG = "config.json.part"
 CHECKPOINTS = "checkpoints"
@@ -67,6 +69,19 @@ class Run:
     ref_params: Any  # None without a KL term, and with LoRA, where the frozen weights are the reference
     mix_reference: Any  # (ref_params, params) -> ref_params; None where the reference stays as it is
     first_step: int  # 1 for a new run
+
+
+def cpu_devices(s: Settings) -> int:
+    """Into how many devices a CPU is cut, 0: one a core; call it before anything touches a device.
+
+    One a core samples a small model about twice as fast. Of a larger one each device would hold its own
+    copies, which costs more memory than its speed is worth: 57 million weights sampled 1.25 times as fast.
+    """
+    mesh, folder = s.mesh, Path(s.model.path)
+    if mesh.cpu_devices or mesh.preset or mesh.data > 1 or mesh.fsdp * mesh.tensor > 1:
+        return mesh.cpu_devices
+    here = s.model.path and (folder / "config.json").is_file()
+    return 0 if here and registry_of_models.read_spec(folder).num_weights <= SMALL_MODEL else 1
 
 
 def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:

@@ -37,7 +37,7 @@ class MeshParams:
     fsdp: int
     tensor: int
     preset: str  # key of `mesh.PRESETS`; "": the sizes as given
-    cpu_devices: int  # fake devices on a CPU; 0: one a core
+    cpu_devices: int  # fake devices on a CPU; 0: by the model's size, see `run.cpu_devices`
 
     @property
     def over_data(self) -> bool:

@@ -42,7 +42,7 @@ from grpo_jax import mesh as mesh_lib
 from grpo_jax.evaluation import evaluate
 from grpo_jax.learning import advantages, batches, train_state
 from grpo_jax.rollout import shuffled
-from grpo_jax.run import Run, prepare
+from grpo_jax.run import Run, cpu_devices, prepare
 from grpo_jax.structs import Problem, Rollout
 
 NUM_EVALUATION_SAMPLES = 24  # kept of each evaluation, always the same problems: the report compares them
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     """Reads the config, builds the rooms, trains, exports."""
     config = command_line.read_config(arguments, program="grpo_jax.train")
     run_settings = settings.read(config)
-    mesh_lib.use_cpu_devices(run_settings.mesh.cpu_devices)
+    mesh_lib.use_cpu_devices(cpu_devices(run_settings))
     distributed.start(run_settings.distributed)
     with watch.together() as before_end:
         run = prepare(run_settings, config, started_at=STARTED_AT)

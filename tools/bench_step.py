@@ -93,7 +93,7 @@ def plan_work(options: argparse.Namespace, folder: Path) -> StepWork:
         beta=options.beta,
         seed=options.seed,
         steps=options.steps,
-        overrides=(f"mesh.cpu_devices={measuring.num_cores()}", *options.set),
+        overrides=tuple(options.set),
         trl_batch=options.trl_batch[0] if options.trl_batch else 0,
     )
 

@@ -16,7 +16,7 @@ import jax
 
 from grpo_jax import command_line, compilations, distributed, settings, train
 from grpo_jax import mesh as mesh_lib
-from grpo_jax.run import Run, prepare
+from grpo_jax.run import Run, cpu_devices, prepare
 from tools import measuring, step_reward, step_work
 from tools.step_work import StepResult, StepWork
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = read_config(work, output_dir=str(Path(folder) / "run"))
         s = settings.read(config)
-        mesh_lib.use_cpu_devices(s.mesh.cpu_devices)
+        mesh_lib.use_cpu_devices(cpu_devices(s))
         distributed.start(s.distributed)
         run = prepare(s, config, started_at=work.started_at)
         with run.judge, run.teller:

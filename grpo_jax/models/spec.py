@@ -40,6 +40,13 @@ class ModelSpec:
     def queries_per_kv(self) -> int:
         return self.num_heads // self.num_kv_heads
 
+    @property
+    def num_weights(self) -> int:
+        """Entries of all matrices: parameters without norms and biases."""
+        attention = (2 * self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        layers = self.num_layers * self.hidden_size * (attention + 3 * self.intermediate_size)
+        return layers + (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
+
 
 ROPE_TYPES = {  # setting names each scaling may carry; the first ones are needed
     "default": (),
