@@ -140,6 +140,7 @@ def get_config() -> ConfigDict:
     config.optimizer.adam_epsilon = 1e-8
     config.optimizer.weight_decay = 0.0  # on matrices
     config.optimizer.max_grad_norm = 1.0  # 0: no clipping
+    config.optimizer.mu_dtype = "float32"  # of first moments; "bfloat16" saves two bytes a parameter
 
     config.checkpoint = ConfigDict()
     config.checkpoint.save_steps = 50  # steps; 0: only at the end

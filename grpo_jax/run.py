@@ -90,7 +90,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     Raises: ValueError, FileNotFoundError, FileExistsError for what the user can mend.
     """
     mesh = mesh_lib.create(data=s.mesh.data, fsdp=s.mesh.fsdp, tensor=s.mesh.tensor, preset=s.mesh.preset)
-    settings.check(s, num_processes=jax.process_count(), num_row_shards=mesh_lib.num_row_shards(mesh))
+    settings.check(s, num_processes=jax.process_count())
     specs = registry.resolve(s.reward.reward_funcs, s.reward.reward_weights)
     metrics.check_trackers(s.telling)
     folder = Path(s.output_dir)

@@ -19,7 +19,7 @@ from grpo_jax.evaluation import EvaluationParams
 from grpo_jax.learning import advantages, objective, objective_checks
 from grpo_jax.learning.advantages import AdvantageParams
 from grpo_jax.learning.objective import LossParams
-from grpo_jax.learning.train_state import SCHEDULES, OptimizerParams
+from grpo_jax.learning.train_state import MU_DTYPES, SCHEDULES, OptimizerParams
 from grpo_jax.metrics import TellingParams
 from grpo_jax.models.hf_weights import EXPORT_DTYPES
 from grpo_jax.models.lora import BASE_FORMS, LoraParams
@@ -249,19 +249,15 @@ def read(config: dict[str, Any]) -> Settings:
     return Settings(**values)
 
 
-def check(settings: Settings, *, num_processes: int, num_row_shards: int) -> None:
-    """Raises ValueError for the first rule that is broken, with the numbers that would do.
-
-    Args:
-        num_row_shards: devices that rows are cut over (`mesh.num_row_shards`).
-    """
+def check(settings: Settings, *, num_processes: int) -> None:
+    """Raises ValueError for the first rule that is broken, with the numbers that would do."""
     _check_ranges(settings)
     _check_names(settings)
     objective_checks.check(settings.loss)
     _check_reference(settings)
     _check_rewards(settings)
     _check_lora(settings.lora)
-    _check_rows(settings, num_processes=num_processes, num_row_shards=num_row_shards)
+    _check_rows(settings, num_processes=num_processes)
 
 
 def check_model(settings: Settings, spec: ModelSpec, *, tensor: int) -> None:
@@ -349,6 +345,7 @@ def _check_names(settings: Settings) -> None:
             advantages.AGGREGATIONS,
         ),
         "optimizer.lr_scheduler_type": (settings.optimizer.lr_scheduler_type, SCHEDULES),
+        "optimizer.mu_dtype": (settings.optimizer.mu_dtype, MU_DTYPES),
         "checkpoint.export_dtype": (settings.checkpoint.export_dtype, ("auto", *EXPORT_DTYPES)),
     }
     for name, (value, names) in known.items():
@@ -423,26 +420,20 @@ def _check_lora(lora: LoraParams) -> None:
         )
 
 
-def _check_rows(settings: Settings, *, num_processes: int, num_row_shards: int) -> None:
+def _check_rows(settings: Settings, *, num_processes: int) -> None:
     rollout, grpo = settings.rollout, settings.grpo
     if rollout.num_prompts % num_processes:
         raise ValueError(
             f"config.rollout.num_prompts is {rollout.num_prompts}, which {num_processes} processes cannot share; "
             f"set a multiple of {num_processes}."
         )
-    per_update, rest = divmod(settings.rows, grpo.num_minibatches * num_row_shards)
-    if rest:
+    if settings.rows // num_processes % grpo.num_minibatches:
+        divisor = grpo.num_minibatches * num_processes
         raise ValueError(
             f"{rollout.num_prompts} prompts x {rollout.num_generations} generations = {settings.rows} rows do not "
-            f"divide into config.grpo.num_minibatches {grpo.num_minibatches} x {num_row_shards} devices; "
+            f"divide into config.grpo.num_minibatches {grpo.num_minibatches} of {num_processes} processes; "
             f"set config.rollout.num_prompts to a multiple of "
-            f"{_smallest_prompts(rollout.num_generations, grpo.num_minibatches * num_row_shards, num_processes)}."
-        )
-    if per_update % grpo.per_device_train_batch_size:
-        raise ValueError(
-            f"Each device has {per_update} rows an update, no multiple of "
-            f"config.grpo.per_device_train_batch_size {grpo.per_device_train_batch_size}; "
-            f"{_divisors(per_update)} would do."
+            f"{_smallest_prompts(rollout.num_generations, divisor, num_processes)}."
         )
 
 

@@ -39,19 +39,19 @@ def changed(**changes: Any) -> settings.Settings:
     return settings.read(config)
 
 
-def check(*, num_processes: int = 1, num_row_shards: int = 1, **changes: Any) -> None:
-    settings.check(changed(**changes), num_processes=num_processes, num_row_shards=num_row_shards)
+def check(*, num_processes: int = 1, **changes: Any) -> None:
+    settings.check(changed(**changes), num_processes=num_processes)
 
 
-def message(num_processes: int = 1, num_row_shards: int = 1, **changes: Any) -> str:
+def message(num_processes: int = 1, **changes: Any) -> str:
     with pytest.raises(ValueError) as error:
-        check(num_processes=num_processes, num_row_shards=num_row_shards, **changes)
+        check(num_processes=num_processes, **changes)
     return str(error.value)
 
 
-def test_the_base_passes_on_one_two_and_eight_devices():
-    for num_row_shards in (1, 2, 8):
-        check(num_row_shards=num_row_shards)
+def test_the_base_passes_in_one_two_and_eight_processes():
+    for num_processes in (1, 2, 8):
+        check(num_processes=num_processes)
 
 
 @pytest.mark.parametrize(
@@ -241,47 +241,30 @@ def test_every_field_of_the_objective_comes_from_the_config():
 
 def test_prompts_that_processes_cannot_share_are_refused_with_the_multiple_that_works():
     shape = {"rollout__num_generations": 4, "grpo__per_device_train_batch_size": 1}
-    assert "set a multiple of 3" in message(
-        num_processes=3, num_row_shards=3, rollout__num_prompts=8, **shape
-    )
-    check(num_processes=3, num_row_shards=3, rollout__num_prompts=9, **shape)
+    assert "set a multiple of 3" in message(num_processes=3, rollout__num_prompts=8, **shape)
+    check(num_processes=3, rollout__num_prompts=9, **shape)
 
 
 @pytest.mark.parametrize(
-    ("num_generations", "num_minibatches", "num_row_shards", "num_processes", "multiple"),
+    ("num_generations", "num_minibatches", "num_processes", "multiple"),
     [
-        (8, 1, 16, 1, 2),  # 2 x 8 rows are the first to divide by 16
-        (6, 2, 8, 1, 8),  # 16 divides 6 P from P = 8 on
-        (6, 2, 8, 2, 8),
-        (2, 1, 12, 4, 12),  # 6 would do for the devices, 12 is the first that 4 processes share
-        (5, 3, 7, 1, 21),
+        (6, 4, 1, 2),  # 2 x 6 rows are the first to divide by 4
+        (6, 4, 2, 4),  # of each process
+        (5, 3, 1, 3),
+        (2, 3, 4, 12),
     ],
 )
 def test_rows_that_do_not_divide_are_refused_with_prompts_that_do(
-    num_generations, num_minibatches, num_row_shards, num_processes, multiple
+    num_generations, num_minibatches, num_processes, multiple
 ):
-    machine = {"num_processes": num_processes, "num_row_shards": num_row_shards}
-    shape = {
-        "rollout__num_generations": num_generations,
-        "grpo__num_minibatches": num_minibatches,
-        "grpo__per_device_train_batch_size": 1,
-    }
-    told = message(**machine, **shape, rollout__num_prompts=num_processes)
+    shape = {"rollout__num_generations": num_generations, "grpo__num_minibatches": num_minibatches}
+    told = message(num_processes=num_processes, **shape, rollout__num_prompts=num_processes)
     assert f"{num_processes} prompts x {num_generations} generations" in told
     assert told.endswith(f"set config.rollout.num_prompts to a multiple of {multiple}.")
     for factor in (1, 2, 3):
-        check(**machine, **shape, rollout__num_prompts=factor * multiple)
+        check(num_processes=num_processes, **shape, rollout__num_prompts=factor * multiple)
     for fewer in range(num_processes, multiple, num_processes):
-        message(**machine, **shape, rollout__num_prompts=fewer)
-
-
-def test_a_microbatch_that_does_not_divide_is_refused_with_those_that_do():
-    shape = {"rollout__num_prompts": 6, "rollout__num_generations": 4, "grpo__num_minibatches": 2}
-    told = message(num_row_shards=2, **shape, grpo__per_device_train_batch_size=4)  # 24 / 2 / 2 = 6 rows
-    assert "has 6 rows an update" in told
-    assert proposals(told) == [1, 2, 3, 6]
-    for size in proposals(told):
-        check(num_row_shards=2, **shape, grpo__per_device_train_batch_size=size)
+        message(num_processes=num_processes, **shape, rollout__num_prompts=fewer)
 
 
 @pytest.mark.parametrize(

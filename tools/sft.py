@@ -136,6 +136,7 @@ def train(
             adam_epsilon=1e-8,
             weight_decay=0.01,
             max_grad_norm=1.0,
+            mu_dtype="float32",
         ),
         num_updates=options.steps,
     )

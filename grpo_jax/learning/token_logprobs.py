@@ -128,7 +128,9 @@ def _read_tile(
     log_total_Bc = jnp.log(total_Bc)
     # Both terms count from the largest logit: no difference of large numbers. The second is the mean of -below,
     # inside the exponential: a sum of products takes XLA on a CPU ten times as long.
-    entropy_Bc = log_total_Bc + jnp.exp(below_BcV + jnp.log(jnp.maximum(-below_BcV, 0.0))).sum(axis=-1) / total_Bc
+    entropy_Bc = (
+        log_total_Bc + jnp.exp(below_BcV + jnp.log(jnp.maximum(-below_BcV, 0.0))).sum(axis=-1) / total_Bc
+    )
     chosen_Bc = jnp.take_along_axis(below_BcV, targets_Bc[..., None], axis=-1)[..., 0]
     logprob_Bc = jnp.minimum(chosen_Bc - log_total_Bc, 0.0)
     return (logprob_Bc, entropy_Bc, largest_Bc + log_total_Bc), logits_BcV

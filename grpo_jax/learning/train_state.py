@@ -1,6 +1,6 @@
 """What training changes: master weights, optimizer moments, and how many updates were made.
 
-All of it is float32 and lies on the mesh as `mesh.PARAMETER_RULES` say; moments lie where their parameter
+All of it is float32, but for first moments on request, and lies on the mesh as `mesh.PARAMETER_RULES` say; moments lie where their parameter
 does, or cut over `data` as well. The optimizer is AdamW after clipping by global norm, with a warm-up and one of three schedules.
 """
 
@@ -29,6 +29,7 @@ class OptimizerParams:
     adam_epsilon: float
     weight_decay: float  # on matrices; norms and biases have none
     max_grad_norm: float  # gradients are scaled down to this global norm; 0: never
+    mu_dtype: str  # key of `MU_DTYPES`: what the first moments are kept in; the second ones stay float32
 
 
 class TrainState(NamedTuple):
@@ -38,6 +39,9 @@ class TrainState(NamedTuple):
     opt_state: Any
     num_updates: jax.Array  # int32 scalar
 
+
+MU_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+"""A second moment changes by a thousandth an update, less than bfloat16 can tell: it would stand still."""
 
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
     "constant": lambda rate, steps: optax.constant_schedule(rate),
@@ -70,6 +74,7 @@ def optimizer(params: OptimizerParams, *, num_updates: int) -> optax.GradientTra
         b1=params.adam_beta1,
         b2=params.adam_beta2,
         eps=params.adam_epsilon,
+        mu_dtype=MU_DTYPES[params.mu_dtype],
         weight_decay=params.weight_decay,
         mask=_is_decayed,
     )

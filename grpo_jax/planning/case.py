@@ -60,7 +60,7 @@ def make(config: dict[str, Any], *, shape: str, topology: str, num_devices: int,
         where = f"{num_devices} x {chip}, bytes counted by the compiler for CPUs"
     sizes = {"data": s.mesh.data, "fsdp": s.mesh.fsdp, "tensor": s.mesh.tensor}
     mesh = mesh_lib.create(**sizes, preset=s.mesh.preset, devices=devices)
-    settings.check(s, num_processes=1, num_row_shards=mesh_lib.num_row_shards(mesh))
+    settings.check(s, num_processes=1)
     name, spec = model_spec(shape or s.model.path)
     settings.check_model(s, spec, tensor=mesh.shape["tensor"])
     model, shapes = decoder.build(spec)

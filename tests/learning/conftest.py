@@ -69,11 +69,11 @@ def own_logprobs(tiny_model, host_params) -> Callable[..., np.ndarray]:
     def compute(params, tokens_1T, valid_1T, *, temperature=1.0):
         return small_batches.plain_logprobs(tiny_model, params, tokens_1T, valid_1T, temperature)[0]
 
-    def of(prompt: tuple[int, ...], ids: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    def of(prompt: tuple[int, ...], ids: np.ndarray, temperature: float = 1.0, params=None) -> np.ndarray:
         width, count = small_batches.PROMPT + small_batches.COMPLETION, len(prompt) + len(ids)
         tokens_1T, valid_1T = np.zeros((1, width), np.int32), np.arange(width)[None] < count
         tokens_1T[0, :count] = [*prompt, *ids]
-        logprobs_1T = compute(host_params, tokens_1T, valid_1T, temperature=temperature)
+        logprobs_1T = compute(params or host_params, tokens_1T, valid_1T, temperature=temperature)
         return np.asarray(logprobs_1T)[0, len(prompt) - 1 : count - 1]
 
     return of

@@ -106,9 +106,10 @@ def learner(
     tile_tokens=0,
     assemble=lora.whole,
     over_data=False,
+    num_valid_ids=NUM_VALID,
     **changes: Any,
 ) -> Learner:
-    compute = dataclasses.replace(COMPUTE, remat=remat, tile_tokens=tile_tokens)
+    compute = dataclasses.replace(COMPUTE, remat=remat, tile_tokens=tile_tokens, num_valid_ids=num_valid_ids)
     return Learner(
         model,
         mesh=mesh,

@@ -24,6 +24,7 @@ PARAMS = OptimizerParams(
     adam_epsilon=1e-8,
     weight_decay=0.0,
     max_grad_norm=0.0,
+    mu_dtype="float32",
 )
 
 
@@ -186,3 +187,18 @@ def test_a_reference_moves_by_its_share_towards_the_policy_and_stays_where_it_li
         )
 
     jax.tree.map(check, jax.device_get(moved), before, jax.device_get(params))
+
+
+def test_first_moments_may_take_half_the_room():
+    params = {"down": jnp.linspace(-1, 1, 64).reshape(8, 8)}
+    moved = {}
+    for name in train_state.MU_DTYPES:
+        tx = train_state.optimizer(dataclasses.replace(PARAMS, mu_dtype=name), num_updates=10)
+        state = tx.init(params)
+        for scale in (1.0, 0.5, 0.25):
+            updates, state = tx.update(jax.tree.map(lambda x: scale * x + 0.1, params), state, params)  # noqa: B023
+        moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+        assert sorted(str(leaf.dtype) for leaf in moments) == sorted([name, "float32"])
+        moved[name] = updates["down"]
+    # a first moment below 1 is rounded to 8 bits three times, and the update is proportional to it
+    np.testing.assert_allclose(moved["bfloat16"], moved["float32"], atol=3 * 2**-8)

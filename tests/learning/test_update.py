@@ -157,3 +157,53 @@ def test_metrics_of_several_updates_are_means_but_for_the_largest(get_learner, n
     assert both["grad_norm"] == pytest.approx((one["grad_norm"] + two["grad_norm"]) / 2, rel=1e-4)
     name = "sampling/sampling_logp_difference/max"
     assert both[name] == pytest.approx(max(one[name], two[name]), abs=1e-5)
+
+
+@pytest.mark.parametrize("mesh_name", ["data 8", "fsdp 8", "tensor 2 x fsdp 4"])
+def test_one_microbatch_is_learned_on_every_mesh(get_learner, new_state, off_policy, mesh_name):
+    """XLA would take the only microbatch out of the loop, and on a CPU devices then waited for each other."""
+    shards = 4 if "tensor" in mesh_name else 8
+    minibatches = small_batches.pack(*off_policy, num_shards=shards, rows_per_device=24)
+    assert len(minibatches[0].batch.start_AUS) == 1
+    used = get_learner(mesh_name, loss_type="dapo", beta=BETA)
+    state = new_state(mesh_name)
+    reference = train_state.frozen_copy(state.params, dtype=jnp.float32)
+    _, metrics = used.learn(state, minibatches, ref_params=reference, num_iterations=1)
+    assert metrics["grad_norm"] > 0
+
+
+def test_the_kl_of_a_rollout_is_each_completions_own(
+    get_learner, new_state, off_policy, own_logprobs, host_params
+):
+    used = get_learner("data 8", loss_type="rloo", beta=BETA)
+    rollout, advantages_PG = off_policy
+    state = new_state("data 8")
+    moved = jax.tree.map(lambda leaf: 1.05 * leaf, new_state("data 8").params)
+    minibatches = pack(rollout, np.ones_like(advantages_PG))
+    kl_PG = used.rollout_kl(state.params, minibatches, ref_params=moved, shape=advantages_PG.shape)
+    for p, problem in enumerate(rollout.problems):
+        for g, completion in enumerate(rollout.completions[p]):
+            old_C = own_logprobs(problem.prompt_ids, completion.ids)
+            ref_C = own_logprobs(problem.prompt_ids, completion.ids, params=jax.device_get(moved))
+            expected = (np.exp(ref_C - old_C) - (ref_C - old_C) - 1).sum()
+            # sums of up to ten differences of log-probabilities, each known to a few 1e-6
+            assert kl_PG[p, g] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert kl_PG.max() > 1e-3
+
+
+def test_only_tokens_of_high_entropy_are_trained_when_asked(get_learner, new_state, off_policy):
+    """A quantile so small that one token is left has the gradient of that token's row alone."""
+    minibatches = pack(*off_policy)
+    gradients = {}
+    for share in (1.0, 0.5, 1e-6):
+        used = get_learner("data 8", loss_type="dapo", top_entropy_quantile=share)
+        metrics = used.learn(new_state("data 8"), minibatches, ref_params=None, num_iterations=1)[1]
+        gradients[share] = metrics["grad_norm"]
+        part = used._with_old(new_state("data 8").params, None, used.put(minibatches)[0])
+        if share < 1:
+            mask = np.asarray(part.batch.completion_mask_AUSC)
+            kept = np.asarray(part.batch.entropy_mask_AUSC)
+            assert kept.sum() == max(1, np.ceil(share * mask.sum()))
+            entropy = np.asarray(used.score(new_state("data 8").params, None, *part[:2]).entropy_AUSC)
+            assert entropy[kept > 0].min() >= entropy[(mask > 0) & (kept == 0)].max()
+    assert len({round(norm, 6) for norm in gradients.values()}) == 3
