@@ -15,12 +15,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 
 from grpo_jax import command_line
 from grpo_jax.planning import case, report
 from grpo_jax.sampling.plan import NoRoom
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # configs are found beside tools/
 
 
 def main(arguments: Sequence[str]) -> None:
