@@ -15,11 +15,11 @@ from typing import Any
 
 import jax
 
-from grpo_jax import checkpoints, data, distributed, metrics, policy, settings
+from grpo_jax import checkpoints, data, distributed, metrics, policy, settings_checks
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import batches, train_state
+from grpo_jax.learning.learner import Learner
 from grpo_jax.learning.scoring import ComputeParams
-from grpo_jax.learning.update import Learner
 from grpo_jax.models import packed_attention
 from grpo_jax.models import registry as registry_of_models
 from grpo_jax.rewards import registry
@@ -90,13 +90,13 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     Raises: ValueError, FileNotFoundError, FileExistsError for what the user can mend.
     """
     mesh = mesh_lib.create(data=s.mesh.data, fsdp=s.mesh.fsdp, tensor=s.mesh.tensor, preset=s.mesh.preset)
-    settings.check(s, num_processes=jax.process_count())
+    settings_checks.check(s, num_processes=jax.process_count())
     specs = registry.resolve(s.reward.reward_funcs, s.reward.reward_weights)
     metrics.check_trackers(s.telling)
     folder = Path(s.output_dir)
     check_folder(folder, config)
     opened = policy.open_policy(s.model)
-    settings.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
+    settings_checks.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
     use_compilation_cache(s.compilation_cache)
     write_config(folder, config)
     keeper = checkpoints.Checkpoints(folder / CHECKPOINTS, keep=s.checkpoint.save_total_limit)

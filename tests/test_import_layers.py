@@ -39,7 +39,7 @@ FLOORS: dict[int, set[str]] = {
     2: {"sampling", "learning", "data", "metrics", "report", "watch"},
     3: {"policy", "rollout"},
     4: {"evaluation", "dynamic_sampling"},
-    5: {"settings"},
+    5: {"settings", "settings_checks"},
     6: {"run"},
     7: {"train", "planning"},
     8: {"tools"},

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from configs import base
-from grpo_jax import settings
+from grpo_jax import settings, settings_checks
 from grpo_jax.learning.objective import LOSS_TYPES, LossParams
 from grpo_jax.models.spec import ModelSpec
 
@@ -40,7 +40,7 @@ def changed(**changes: Any) -> settings.Settings:
 
 
 def check(*, num_processes: int = 1, **changes: Any) -> None:
-    settings.check(changed(**changes), num_processes=num_processes)
+    settings_checks.check(changed(**changes), num_processes=num_processes)
 
 
 def message(num_processes: int = 1, **changes: Any) -> str:
@@ -280,7 +280,7 @@ def test_lengths_beyond_the_positions_of_the_model_are_refused_with_those_that_f
 ):
     def check_lengths(prompt: int, completion: int) -> None:
         lengths = {"data__max_prompt_length": prompt, "rollout__max_completion_length": completion}
-        settings.check_model(changed(**lengths), SPEC, tensor=1)
+        settings_checks.check_model(changed(**lengths), SPEC, tensor=1)
 
     with pytest.raises(ValueError) as error:
         check_lengths(prompt, completion)
@@ -292,10 +292,10 @@ def test_lengths_beyond_the_positions_of_the_model_are_refused_with_those_that_f
 def test_a_tensor_axis_that_cuts_no_head_or_column_is_refused_with_sizes_that_do(tensor):
     lengths = {"data__max_prompt_length": 10, "rollout__max_completion_length": 10}
     with pytest.raises(ValueError, match=f"config.mesh.tensor is {tensor}") as error:
-        settings.check_model(changed(**lengths), SPEC, tensor=tensor)
+        settings_checks.check_model(changed(**lengths), SPEC, tensor=tensor)
     assert proposals(str(error.value)) == [1, 2, 4]
     for size in proposals(str(error.value)):
-        settings.check_model(changed(**lengths), SPEC, tensor=size)
+        settings_checks.check_model(changed(**lengths), SPEC, tensor=size)
 
 
 def test_updates_and_rows_of_a_run_are_counted_by_hand():

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax import mesh as mesh_lib
-from grpo_jax import policy, settings
+from grpo_jax import policy, settings, settings_checks
 from grpo_jax.models import decoder
 from tools import measuring, step_folder, step_ours, step_work
 from tools.step_work import TIMES, StepResult, StepWork
@@ -106,7 +106,7 @@ def check_config(options: argparse.Namespace, work: StepWork) -> jax.sharding.Me
     s = settings.read(step_ours.read_config(work, output_dir="runs/bench"))
     mesh_lib.use_cpu_devices(s.mesh.cpu_devices)
     mesh = mesh_lib.create(data=s.mesh.data, fsdp=s.mesh.fsdp, tensor=s.mesh.tensor)
-    settings.check(s, num_processes=1)
+    settings_checks.check(s, num_processes=1)
     if options.against == TRL and jax.default_backend() != "cpu":
         raise ValueError(
             f"--against trl compares on the CPU, and JAX runs on {jax.default_backend()}; set JAX_PLATFORMS=cpu."

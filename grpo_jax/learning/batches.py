@@ -165,34 +165,34 @@ def _at(field: Any, index: tuple[int, int]) -> Any:
 
 def _fill(piece: TrainBatch, lines: Piece, shape: PieceShape, params: BatchParams) -> None:
     """Writes one piece into its views."""
-    packed, prompts = piece.packed, shape.num_prompts * shape.prompt_columns
     seen: dict[tuple[int, ...], int] = {}  # prompt -> its place
     s = 0
     for e, line in enumerate(lines):
         column, place = 0, e * (shape.num_places // shape.num_lines)
-        line_start = prompts + e * shape.line_columns
         for segment, row in enumerate(line, start=1):
-            prompt, ids = row.problem.prompt_ids, row.completion.ids
-            count, before = len(ids), prompts and seen.setdefault(prompt, len(seen))
-            if prompts:
-                packed.prompts_UYZ[before, : len(prompt)] = prompt
-                packed.prompt_length_UY[before] = len(prompt)
-                packed.prompt_of_line_UE[e] = before
-                last = before * shape.prompt_columns + len(prompt) - 1
+            prompt, count = row.problem.prompt_ids, row.completion.num_tokens
+            if shape.num_prompts:
+                last = _write_shared_prompt(piece.packed, e, prompt, seen.setdefault(prompt, len(seen)))
             else:
-                _write(packed, e, column, prompt, segment, first_position=0)
+                _write(piece.packed, e, column, prompt, segment, first_position=0)
                 column += len(prompt)
-                last = line_start + column - 1
-            _write(packed, e, column, ids, segment, first_position=len(prompt))
+                last = e * shape.line_columns + column - 1
+            _write(piece.packed, e, column, row.completion.ids, segment, first_position=len(prompt))
+            first = shape.num_prompts * shape.prompt_columns + e * shape.line_columns + column
             piece.source_AUQ[place] = last
-            piece.source_AUQ[place + 1 : place + count] = line_start + column + np.arange(count - 1)
-            piece.targets_AUQ[place : place + count] = ids
+            piece.source_AUQ[place + 1 : place + count] = first + np.arange(count - 1)
+            piece.targets_AUQ[place : place + count] = row.completion.ids
             piece.start_AUS[s] = place
-            trained = row.completion.ended or not params.mask_truncated_completions
-            piece.completion_mask_AUSC[s, :count] = float(trained)
-            piece.sampler_logprobs_AUSC[s, :count] = row.completion.sampler_logprobs
-            piece.advantages_AUS[s] = row.advantage
+            _write_row(piece, s, row, trained=row.completion.ended or not params.mask_truncated_completions)
             column, place, s = column + count, place + count, s + 1
+
+
+def _write_shared_prompt(packed: PackedTokens, e: int, prompt: Sequence[int], y: int) -> int:
+    """Returns: the position of the prompt's last token in the piece."""
+    packed.prompts_UYZ[y, : len(prompt)] = prompt
+    packed.prompt_length_UY[y] = len(prompt)
+    packed.prompt_of_line_UE[e] = y
+    return y * packed.prompts_UYZ.shape[1] + len(prompt) - 1
 
 
 def _write(
@@ -204,7 +204,16 @@ def _write(
     *,
     first_position: int,
 ) -> None:
+    """Tokens of a line, with segment and positions."""
     span = slice(column, column + len(ids))
     packed.lines_UEW[e, span] = ids
     packed.segments_UEW[e, span] = segment
     packed.positions_UEW[e, span] = first_position + np.arange(len(ids))
+
+
+def _write_row(piece: TrainBatch, s: int, row: Row, *, trained: bool) -> None:
+    """What the loss knows of a completion."""
+    count = row.completion.num_tokens
+    piece.completion_mask_AUSC[s, :count] = float(trained)
+    piece.sampler_logprobs_AUSC[s, :count] = row.completion.sampler_logprobs
+    piece.advantages_AUS[s] = row.advantage

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from grpo_jax import chips, policy, run, settings
+from grpo_jax import chips, policy, run, settings, settings_checks
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import batches
 from grpo_jax.learning.packing import PieceShape
@@ -60,9 +60,9 @@ def make(config: dict[str, Any], *, shape: str, topology: str, num_devices: int,
         where = f"{num_devices} x {chip}, bytes counted by the compiler for CPUs"
     sizes = {"data": s.mesh.data, "fsdp": s.mesh.fsdp, "tensor": s.mesh.tensor}
     mesh = mesh_lib.create(**sizes, preset=s.mesh.preset, devices=devices)
-    settings.check(s, num_processes=1)
+    settings_checks.check(s, num_processes=1)
     name, spec = model_spec(shape or s.model.path)
-    settings.check_model(s, spec, tensor=mesh.shape["tensor"])
+    settings_checks.check_model(s, spec, tensor=mesh.shape["tensor"])
     model, shapes = decoder.build(spec)
     dtype = policy.compute_dtype("bfloat16" if s.model.compute_dtype == "auto" else s.model.compute_dtype)
     attention = s.model.attention

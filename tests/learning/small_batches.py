@@ -13,10 +13,10 @@ import pytest
 
 from grpo_jax.learning import batches, train_state
 from grpo_jax.learning.batches import BatchParams, Minibatch
+from grpo_jax.learning.learner import Learner
 from grpo_jax.learning.objective import LossParams
 from grpo_jax.learning.scoring import ComputeParams
 from grpo_jax.learning.train_state import TrainState
-from grpo_jax.learning.update import Learner
 from grpo_jax.models import lora
 from grpo_jax.structs import Completion, Judgement, Problem, Rollout
 
