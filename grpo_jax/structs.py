@@ -90,22 +90,6 @@ class Rollout:
     rewards_PGF: Any = None  # float32, of each reward function, unweighted; None: no judge has seen them
 
 
-class PackedTokens(NamedTuple):
-    """What a model reads in one forward pass: prompts, and lines of completions that continue them.
-
-    A group's prompt stands here once, however many lines continue it. A line holds completions of one
-    prompt end to end, each a segment: it reads the prompt and itself, never its neighbours. Where prompts
-    are not shared (Y is 0), a segment is a prompt with its completion and lines hold any of them.
-    """
-
-    prompts_UYZ: Any  # int32, padded on the right
-    prompt_length_UY: Any  # int32 tokens, 0 for an empty place
-    lines_UEW: Any  # int32
-    segments_UEW: Any  # int32: 1, 2, ... within a line; 0 is padding
-    positions_UEW: Any  # int32: tokens before this one in prompt and completion
-    prompt_of_line_UE: Any  # int32 in [0, Y): which prompt the line continues
-
-
 class TrainBatch(NamedTuple):
     """Fixed-shape arrays of one minibatch, cut into A microbatches of U pieces, one a row shard.
 
@@ -113,7 +97,7 @@ class TrainBatch(NamedTuple):
     as S rows of C columns, some of them empty.
     """
 
-    packed: PackedTokens  # every array with a leading A
+    packed: Any  # `models.packed_tokens.PackedTokens`, every array with a leading A: what the model reads
     source_AUQ: Any  # int32: which of the Y*Z + E*W positions of a piece predicts this place
     targets_AUQ: Any  # int32: the token there
     start_AUS: Any  # int32: the place in Q at which a completion begins

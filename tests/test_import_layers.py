@@ -39,10 +39,11 @@ FLOORS: dict[int, set[str]] = {
     2: {"sampling", "learning", "data", "metrics", "report", "watch"},
     3: {"policy", "rollout"},
     4: {"evaluation", "dynamic_sampling"},
-    5: {"settings", "settings_checks"},
-    6: {"run"},
-    7: {"train", "planning"},
-    8: {"tools"},
+    5: {"settings"},
+    6: {"settings_checks"},
+    7: {"run"},
+    8: {"train", "planning"},
+    9: {"tools"},
 }
 
 KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the floors below it

@@ -16,7 +16,8 @@ import numpy as np
 
 from grpo_jax.learning import packing
 from grpo_jax.learning.packing import Piece, PieceShape, Row
-from grpo_jax.structs import PackedTokens, Rollout, TrainBatch
+from grpo_jax.models.packed_tokens import PackedTokens
+from grpo_jax.structs import Rollout, TrainBatch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from grpo_jax.models import adapted, layers, packed_attention, quantised
+from grpo_jax.models import adapted, layers, packed_attention, packed_tokens, quantised
+from grpo_jax.models.packed_tokens import PackedTokens
 from grpo_jax.models.spec import ModelSpec
-from grpo_jax.structs import PackedTokens
 
 UNROLLED_LAYERS = 8  # at most, on a CPU
 
@@ -115,7 +115,7 @@ class Model:
             mixed_UTKMH = packed_attention.attend(packed, q_UTKMH, k_UTKH, v_UTKH, name=attention, mesh=mesh)
             return mixed_UTKMH, None
 
-        tokens_UT, positions_UT = packed_attention.tokens(packed), packed_attention.positions(packed)
+        tokens_UT, positions_UT = packed_tokens.tokens(packed), packed_tokens.positions(packed)
         return self._run_stacked(params, tokens_UT, positions_UT, attend, dtype=dtype, remat=remat)
 
     def _run_stacked(

@@ -1,6 +1,6 @@
 """Attention of training: lines of segments that read a shared prompt and themselves.
 
-Whole pieces come in (prompts, then lines; see `structs.PackedTokens`). Prompts, which are short, read themselves
+Whole pieces come in (prompts, then lines; see `packed_tokens.py`). Prompts, which are short, read themselves
 by XLA; how lines read is one of `LINE_ATTENTIONS`. None is causal alone over several segments: a segment never
 reads the one before it in its line. B is the lines of all pieces here, Z the columns of a prompt.
 """
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from grpo_jax.models import layers
-from grpo_jax.structs import PackedTokens
+from grpo_jax.models.packed_tokens import PackedTokens
 
 QUERY_COLUMNS = 128  # queries that read one stretch of keys: more would read more masked ones
 BLOCK = 128  # columns that a TPU kernel takes at once; lines are padded to it
@@ -28,20 +28,6 @@ class SharedPrompt(NamedTuple):
     valid_BZ: Any  # bool
     k_BZKH: Any
     v_BZKH: Any
-
-
-def positions(packed: PackedTokens) -> jax.Array:
-    """int32 `[U, T]`: what each token's rotary angle is for."""
-    num_pieces, num_prompts, columns = packed.prompts_UYZ.shape
-    prompt_X = jnp.tile(jnp.arange(columns, dtype=jnp.int32), num_prompts)
-    prompt_UX = jnp.broadcast_to(prompt_X[None], (num_pieces, num_prompts * columns))
-    return jnp.concatenate([prompt_UX, packed.positions_UEW.reshape(num_pieces, -1)], axis=1)
-
-
-def tokens(packed: PackedTokens) -> jax.Array:
-    """int32 `[U, T]`: prompts, then lines."""
-    flat = [x.reshape(len(x), -1) for x in (packed.prompts_UYZ, packed.lines_UEW)]
-    return jnp.concatenate(flat, axis=1)
 
 
 def attend(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.models import packed_attention
-from grpo_jax.structs import PackedTokens
+from grpo_jax.models.packed_tokens import PackedTokens
 
 KV_HEADS, QUERIES, HEAD_DIM = 2, 3, 16
 PROMPTS = (3, 5)  # tokens
