@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from grpo_jax import mesh as mesh_lib
-from grpo_jax.learning.token_logprobs import token_logprobs
+from grpo_jax.learning.token_logprobs import default_tile, token_logprobs
 from grpo_jax.models.decoder import Model, Params
 from grpo_jax.models.lora import Assemble
 from grpo_jax.structs import TrainBatch
@@ -92,13 +92,14 @@ def completion_logprobs(
         attention=compute.attention,
         mesh=mesh,
     )
+    platform = mesh.devices.flat[0].platform
     logprobs_UQ, entropy_UQ = token_logprobs(
         jnp.take_along_axis(hidden_UTD, batch.source_AUQ[..., None], axis=1),
         model.head(params),
         batch.targets_AUQ,
         temperature=temperature,
         num_valid_ids=compute.num_valid_ids,
-        tile_columns=compute.tile_tokens,
+        tile_columns=compute.tile_tokens or default_tile(model.spec.vocab_size, platform),
         entropy_gradient=entropy_gradient,
     )
     num_columns, num_places = batch.completion_mask_AUSC.shape[-1], batch.targets_AUQ.shape[-1]

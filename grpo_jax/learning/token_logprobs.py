@@ -28,7 +28,7 @@ def token_logprobs(
     *,
     temperature: float,
     num_valid_ids: int,
-    tile_columns: int = 0,
+    tile_columns: int,
     entropy_gradient: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each target and entropy of each distribution, in nats.
@@ -39,20 +39,19 @@ def token_logprobs(
         targets_BC: int32.
         temperature: divides the logits; 0 counts as 1, as in `sampling/token_choice.py`.
         num_valid_ids: ids from here on have probability 0, as for the sampler.
-        tile_columns: columns of a row whose logits exist at once; 0: by `TILE_BYTES`, one row a device.
+        tile_columns: columns of a row whose logits exist at once; `default_tile` where a device has one row.
         entropy_gradient: the entropy is differentiated too; without it, it is a constant to the gradient.
 
     Returns: two float32 `[B, C]`.
     """
-    tile_columns = tile_columns or default_tile(head_VD.shape[0])
     return _token_logprobs(
         hidden_BCD, head_VD, targets_BC, temperature, num_valid_ids, tile_columns, entropy_gradient
     )
 
 
-def default_tile(vocab_size: int, platform: str | None = None) -> int:
-    """Tokens whose float32 logits fill `TILE_BYTES`."""
-    limit = TILE_BYTES.get(platform or jax.default_backend(), TILE_BYTES["default"])
+def default_tile(vocab_size: int, platform: str) -> int:
+    """Tokens whose float32 logits fill `TILE_BYTES` on a platform."""
+    limit = TILE_BYTES.get(platform, TILE_BYTES["default"])
     return max(limit // (4 * vocab_size) // 8 * 8, LEAST_TILE)
 
 
