@@ -68,6 +68,17 @@ def tiny_params(mesh: jax.sharding.Mesh):
     return decoder.initialise(TINY, seed=0, shardings=mesh_lib.parameter_shardings(mesh, shapes))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_compiled_programs():
+    """Hundreds of compiled programs take gigabytes, which the tests that start a real model need themselves."""
+    yield
+    used_pages = (
+        int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
+    )
+    if used_pages * 4096 > 3 << 30:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

