@@ -68,10 +68,11 @@ def load(spec: RewardSpec) -> RewardFunction:
     if not spec.path:
         return REWARDS[spec.name]
     path = pathlib.Path(spec.path)
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    module_spec = importlib.util.spec_from_file_location(f"own_reward_{path.stem}", path)
     assert module_spec is not None and module_spec.loader is not None, spec.path
     module = importlib.util.module_from_spec(module_spec)
     sys.path.append(str(path.parent))  # last, so that it hides no installed package
+    sys.modules[module_spec.name] = module  # dataclasses look their module up
     module_spec.loader.exec_module(module)
     function = getattr(module, spec.name)
     if not callable(function):

@@ -65,10 +65,14 @@ def test_an_own_function_that_is_missing_is_an_error_with_the_near_name(tmp_path
         registry.resolve(f"{file}:short")
 
 
-def test_an_own_function_is_loaded_and_may_import_its_neighbours(tmp_path: Path) -> None:
+def test_an_own_function_is_loaded_and_may_import_its_neighbours_and_define_dataclasses(tmp_path: Path) -> None:
     (tmp_path / "neighbour_of_own.py").write_text("VALUE = 0.25\n")
     file = tmp_path / "own.py"
-    file.write_text("import neighbour_of_own\n\ndef short(attempt):\n    return neighbour_of_own.VALUE\n")
+    file.write_text(
+        "from __future__ import annotations\nimport dataclasses\nimport neighbour_of_own\n\n"
+        "@dataclasses.dataclass\nclass Found:\n    value: float\n\n"
+        "def short(attempt):\n    return Found(neighbour_of_own.VALUE).value\n"
+    )
     code = (
         "import sys; from grpo_jax.rewards import registry; "
         "print(registry.load(registry.resolve(sys.argv[1])[0])(None))"
