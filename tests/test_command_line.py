@@ -158,6 +158,7 @@ def test_a_rule_that_crosses_fields_is_told_before_anything_is_loaded(tmp_path):
         "--config.mesh.cpu_devices=2",
         "--config.rollout.num_prompts=3",
         "--config.rollout.num_generations=3",
+        "--config.grpo.num_minibatches=2",
         f"--config.output_dir={tmp_path / 'run'}",
         program="grpo_jax.train",
     )
