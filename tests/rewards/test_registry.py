@@ -65,7 +65,9 @@ def test_an_own_function_that_is_missing_is_an_error_with_the_near_name(tmp_path
         registry.resolve(f"{file}:short")
 
 
-def test_an_own_function_is_loaded_and_may_import_its_neighbours_and_define_dataclasses(tmp_path: Path) -> None:
+def test_an_own_function_is_loaded_and_may_import_its_neighbours_and_define_dataclasses(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "neighbour_of_own.py").write_text("VALUE = 0.25\n")
     file = tmp_path / "own.py"
     file.write_text(
