@@ -167,7 +167,7 @@ def test_a_tiny_model_on_eight_devices():
             1,
             "take 366.16 GiB of a device's 79.20; set config",
         ),
-        (("--devices=3",), 2, "do not divide"),
+        (("--devices=3", "--config.grpo.num_minibatches=3"), 2, "do not divide"),
         (("--chip=h100",), 2, "say for which devices: --topology"),
         (("--devices=1", "--chip=abacus"), 2, "no chip is called 'abacus'"),
         (("--devices=8", "--config.mesh.preset=zero7"), 2, "config.mesh.preset is 'zero7'; known are"),
