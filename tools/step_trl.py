@@ -58,8 +58,8 @@ def open_trainer(work: StepWork, folder: str) -> Any:
     import datasets
     import torch
     import transformers
-    from trl.trainer.grpo_config import GRPOConfig
-    from trl.trainer.grpo_trainer import GRPOTrainer
+    from trl.trainer.grpo_config import GRPOConfig  # pyright: ignore[reportMissingImports]
+    from trl.trainer.grpo_trainer import GRPOTrainer  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(measuring.num_cores())
     for library in (transformers, datasets):
