@@ -112,15 +112,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     longest = max(len(problem.prompt_ids) for problem in (*train_problems, *held_out))
     prompt_columns = min(-(-longest // 16) * 16, s.data.max_prompt_length)
     parts = policy.parts(opened, s.lora, seed=s.seed)
-    weights = SamplingWeights(
-        opened.model,
-        mesh=mesh,
-        shapes=parts.trained,
-        dtype=opened.dtype,
-        form=s.rollout.sampling_weights,
-        frozen_shapes=parts.frozen,
-        assemble=parts.assemble,
-    )
+    weights = sampling_weights(s, mesh, opened, parts)
     state, frozen, ref_params, learner = make_learning(s, mesh, opened, parts, teller)
     collector, evaluator = make_collectors(s, mesh, opened, weights, judge, prompt_columns)
     teller.tell_message(collector.engine.plan.describe())
@@ -287,6 +279,20 @@ def make_collectors(
     return (
         collector(rollout.num_generations, rollout.temperature),
         collector(looking.num_generations, looking.temperature),
+    )
+
+
+def sampling_weights(
+    s: Settings, mesh: jax.sharding.Mesh, opened: policy.Policy, parts: policy.Parts
+) -> SamplingWeights:
+    return SamplingWeights(
+        opened.model,
+        mesh=mesh,
+        shapes=parts.trained,
+        dtype=opened.dtype,
+        form=s.rollout.sampling_weights,
+        frozen_shapes=parts.frozen,
+        assemble=parts.assemble,
     )
 
 

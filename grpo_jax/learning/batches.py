@@ -69,8 +69,9 @@ class BatchParams:
         """A that is enough for any lengths: pieces close for want of lines, of prompts or of rows."""
         rows = self.num_rows // self.num_minibatches
         groups = -(-rows // self.num_generations) + 1
-        if not self.packing and not (shape.num_lines % self.num_generations):
-            pieces = -(-rows // shape.num_lines)  # whole groups, one completion a line
+        whole_groups = not rows % self.num_generations and not shape.num_lines % self.num_generations
+        if whole_groups and not self.packing:
+            pieces = -(-rows // shape.num_lines)
         else:
             pieces = -(-rows // shape.num_lines) + -(-2 * rows // shape.num_rows)
             pieces += -(-groups // shape.num_prompts) if shape.num_prompts else 1

@@ -41,11 +41,19 @@ class ModelSpec:
         return self.num_heads // self.num_kv_heads
 
     @property
+    def layer_weights(self) -> int:
+        """Entries of all layers' matrices."""
+        attention = (2 * self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        return self.num_layers * self.hidden_size * (attention + 3 * self.intermediate_size)
+
+    @property
+    def head_weights(self) -> int:
+        return self.vocab_size * self.hidden_size
+
+    @property
     def num_weights(self) -> int:
         """Entries of all matrices: parameters without norms and biases."""
-        attention = (2 * self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        layers = self.num_layers * self.hidden_size * (attention + 3 * self.intermediate_size)
-        return layers + (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
+        return self.layer_weights + (1 if self.tie_word_embeddings else 2) * self.head_weights
 
 
 ROPE_TYPES = {  # setting names each scaling may carry; the first ones are needed

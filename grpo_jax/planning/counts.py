@@ -55,16 +55,6 @@ class Phase:
         return max(by_name, key=lambda name: by_name[name])
 
 
-def layer_weights(spec: ModelSpec) -> int:
-    """Weights of all layers' matmuls."""
-    attention = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-    return spec.num_layers * spec.hidden_size * (attention + 3 * spec.intermediate_size)
-
-
-def head_weights(spec: ModelSpec) -> int:
-    return spec.vocab_size * spec.hidden_size
-
-
 def attention_operations(spec: ModelSpec, queries: float, columns: float) -> float:
     """Scores and mixing of all layers, for so many queries over so many columns each."""
     return 4 * spec.num_layers * spec.num_heads * spec.head_dim * queries * columns
@@ -108,7 +98,7 @@ def _prefill(case: Case, held: Held, plan: Plan) -> tuple[int, float, float, flo
     calls = math.ceil(case.settings.rollout.num_prompts / (prompts * plan.num_shards))
     tokens = calls * prompts * columns
     tensor = case.mesh.shape["tensor"]
-    products = 2 * layer_weights(spec) * tokens / tensor
+    products = 2 * spec.layer_weights * tokens / tensor
     attention = attention_operations(spec, tokens, columns) / tensor
     num_bytes = calls * held.sampling_copy + tokens * plan.kv_token_bytes
     return calls, products + attention, products + attention / 2, num_bytes
@@ -121,7 +111,7 @@ def _decode(case: Case, held: Held, plan: Plan) -> tuple[int, float, float, floa
     steps = calls * plan.window
     columns = plan.slots * (s.data.max_prompt_length + s.rollout.max_completion_length / 2)
     tensor = case.mesh.shape["tensor"]
-    products = 2 * (layer_weights(spec) + head_weights(spec)) * plan.slots * steps / tensor
+    products = 2 * (spec.layer_weights + spec.head_weights) * plan.slots * steps / tensor
     operations = products + attention_operations(spec, steps, columns) / tensor
     return calls, operations, operations, steps * (held.sampling_copy + columns * plan.kv_token_bytes)
 
@@ -150,16 +140,16 @@ def _forward(case: Case) -> tuple[float, float, float]:
     """Operations of one minibatch on one device: layers' products, attention over all columns, the head."""
     spec, tensor = case.policy.model.spec, case.mesh.shape["tensor"]
     tokens = _tokens(case)
-    layers = 2 * layer_weights(spec) * tokens.read / tensor
+    layers = 2 * spec.layer_weights * tokens.read / tensor
     attention = attention_operations(spec, tokens.read, tokens.columns) / tensor
-    return layers, attention, 2 * head_weights(spec) * tokens.scored / tensor
+    return layers, attention, 2 * spec.head_weights * tokens.scored / tensor
 
 
 def _forward_bytes(case: Case) -> float:
     """Bytes of one pass over a minibatch on one device, about: weights, layers' activations, scores."""
     spec, tensor = case.policy.model.spec, case.mesh.shape["tensor"]
     tokens = _tokens(case)
-    weights = 2 * (layer_weights(spec) + head_weights(spec)) / tensor * tokens.microbatches
+    weights = 2 * (spec.layer_weights + spec.head_weights) / tensor * tokens.microbatches
     heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
     of_token = 2 * (6 * spec.hidden_size + 2 * (heads + 3 * spec.intermediate_size) / tensor)
     # a kernel keeps its scores to itself

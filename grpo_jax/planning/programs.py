@@ -22,7 +22,6 @@ from grpo_jax.learning.losses import Totals
 from grpo_jax.planning import hlo
 from grpo_jax.planning.case import Case, abstract_batch, batch_params, piece_shape
 from grpo_jax.sampling.plan import GIB, NoRoom, Plan
-from grpo_jax.sampling.weights import SamplingWeights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +73,7 @@ def compile_all(case: Case, tell: Callable[[str], None]) -> tuple[Held, Plan, li
     reference = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, opened.dtype, sharding=x.sharding), state.params
     )
-    weights = SamplingWeights(
-        opened.model,
-        mesh=mesh,
-        shapes=parts.trained,
-        dtype=opened.dtype,
-        form=s.rollout.sampling_weights,
-        frozen_shapes=parts.frozen,
-        assemble=parts.assemble,
-    )
+    weights = run.sampling_weights(s, mesh, opened, parts)
     held = Held(
         params=_bytes((state.params, frozen)),
         moments=_bytes(state.opt_state),

@@ -176,6 +176,13 @@ def test_any_lengths_fit_and_every_completion_is_there_once(pack_by, share, line
         assert told[i] == rows.completions[p][g].ids.tolist()
 
 
+def test_minibatches_may_cut_groups():
+    """Three rows of groups of four: the second minibatch has the ends of two groups, a piece each."""
+    rows, advantages_PG = small_batches.random_rollout(0, num_problems=3, num_generations=4)
+    made = small_batches.pack(rows, advantages_PG, num_minibatches=4, rows_per_device=4)
+    assert [minibatch.num_active for minibatch in made] == [1, 2, 2, 1]
+
+
 def test_equal_lengths_leave_no_padding():
     shape = small_batches.batch_params(rows_per_device=6).piece_shape(10)
     assert (shape.num_prompts, shape.num_lines, shape.num_positions) == (1, 6, 6 + 60)
