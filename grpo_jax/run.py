@@ -21,6 +21,7 @@ from grpo_jax import (
     metrics,
     policy,
     problem_loading,
+    resuming,
     run_folder,
     settings_checks,
 )
@@ -43,9 +44,18 @@ SMALL_MODEL = 20_000_000  # weights
 Teller = metrics.Teller | metrics.SilentTeller  # of the first process | of the others
 
 
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A step of which nothing is missing: with `Run.state` and `Run.ref_params`, all that is needed to go on."""
+
+    step: int  # 0: none yet
+    data: dict[str, Any]  # position of the problems after it
+    looked: bool  # nothing is owed of the evaluation after it
+
+
 @dataclasses.dataclass
 class Run:
-    """The rooms of one run; only `state` changes, and `ref_params` where the reference follows the policy."""
+    """The rooms of one run; only `state`, `whole` and, where the reference follows, `ref_params` change."""
 
     settings: Settings
     folder: Path
@@ -65,7 +75,8 @@ class Run:
     frozen: Any  # weights that no update changes; None with full fine-tuning
     ref_params: Any  # None without a KL term, and with LoRA, where the frozen weights are the reference
     mix_reference: Any  # (ref_params, params) -> ref_params; None where the reference stays as it is
-    first_step: int  # 1 for a new run
+    began_after: int  # the step that this program goes on after, 0 for a new run
+    whole: Whole  # the last whole step: what a run that is stopped now would keep
 
 
 def cpu_devices(s: Settings) -> int:
@@ -94,7 +105,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     use_compilation_cache(s.compilation_cache)
     run_folder.write_config(folder, config)
     keeper = checkpoints.Checkpoints(folder / run_folder.CHECKPOINTS, keep=s.checkpoint.save_total_limit)
-    done = keeper.latest_step() or 0
+    done = resuming.last_step(keeper)
     teller = open_teller(folder, s, config, first_step=done + 1 if done else 0, started_at=started_at)
     judge = make_judge(s, specs)
     teller.tell_message(
@@ -132,10 +143,9 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
         mix_reference=train_state.reference_mixer(ref_params, alpha=s.grpo.ref_model_mixup_alpha)
         if s.grpo.ref_model_sync_steps
         else None,
-        first_step=done + 1,
+        began_after=done,
+        whole=Whole(0, problem_batches.get_state(), looked=False),
     )
-    if done:
-        restore(run, done)
     judge.self_test()
     return run
 
@@ -320,12 +330,3 @@ def packing(
         mask_truncated_completions=s.grpo.mask_truncated_completions,
         keep_rows_without_signal=s.loss.learns_without_advantage,
     )
-
-
-def restore(run: Run, step: int) -> None:
-    """Takes state, data position and a reference that has moved from a checkpoint."""
-    run.teller.tell_message(f"going on after step {step} of {run.settings.max_steps}")
-    run.state, record = run.keeper.restore(step, checkpoints.like(run.state))
-    if run.mix_reference:
-        run.ref_params = run.keeper.restore_second(step, checkpoints.like(run.ref_params))
-    run.problem_batches.set_state(record["data"])

@@ -24,13 +24,14 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from grpo_jax import command_line, compilations, distributed, run, run_folder, settings, watch
+from grpo_jax import command_line, compilations, distributed, keeping, run, run_folder, settings, watch
 from grpo_jax import mesh as mesh_lib
+from grpo_jax.keeping import is_time
 from grpo_jax.learning import train_state
 from grpo_jax.learning.supervised import SupervisedLearner
 from grpo_jax.run import Run
 from grpo_jax.sft_run import prepare
-from grpo_jax.train import finish, is_time, keep, look
+from grpo_jax.train import look
 from grpo_jax.worked_answers import WorkedAnswers
 
 
@@ -44,26 +45,36 @@ def main(arguments: Sequence[str]) -> None:
         this, answers, learner = prepare(s, config, started_at=STARTED_AT)
         before_end.append(this.teller.finish)
         with this.judge, this.teller:
+            keeping.restore(this)
             teach(this, answers, learner)
-            finish(this)
+            keeping.finish(this)
 
 
 def teach(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> None:
     """The loop, from the first step that is not yet done to the last."""
     s, compiled = this.settings, compilations.Counter()
-    if this.first_step == 1:
+    if this.whole.step == 0:
         write_record(this, answers)
-        validate(this, answers, learner, step=0)
-    for step in range(this.first_step, s.max_steps + 1):
-        before = compiled.total
+    if keeping.owes_evaluation(this, every=s.sft.eval_steps):
+        evaluate(this, answers, learner)
+    while this.whole.step < s.max_steps:
+        step, before = this.whole.step + 1, compiled.total
         learned = take_step(this, answers, learner, step)
         this.teller.tell_step(step, learned | {"compilations": compiled.total - before})
+        keeping.mark_whole(this, step)
         if is_time(step, every=s.sft.eval_steps, last=s.max_steps):
-            validate(this, answers, learner, step=step)
-        if step == s.max_steps:
-            look(this, step=step)
+            evaluate(this, answers, learner)
         if is_time(step, every=s.sft.save_steps, last=s.max_steps):
-            keep(this, step)
+            keeping.keep(this)
+
+
+def evaluate(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> None:
+    """Tells the validation loss, and at the end what the model answers."""
+    step = this.whole.step
+    validate(this, answers, learner, step=step)
+    if step == this.settings.max_steps:
+        look(this, step=step)
+    keeping.mark_looked(this)
 
 
 def take_step(this: Run, answers: WorkedAnswers, learner: SupervisedLearner, step: int) -> dict[str, float]:

@@ -19,6 +19,7 @@ from grpo_jax import (
     metrics,
     policy,
     problem_loading,
+    resuming,
     run,
     run_folder,
     settings_checks,
@@ -63,7 +64,7 @@ def prepare(
     s = s.supervised(s.sft.num_updates(len(answers.problems)))
     run_folder.write_config(folder, config)
     keeper = checkpoints.Checkpoints(folder / run_folder.CHECKPOINTS, keep=s.checkpoint.save_total_limit)
-    done = keeper.latest_step() or 0
+    done = resuming.last_step(keeper)
     first = done + 1 if done else 0
     teller = run.open_teller(
         folder, s, config, first_step=first, started_at=started_at, table=console.SFT_TABLE
@@ -71,8 +72,6 @@ def prepare(
     for sentence in (*said.sentences, answers.summary(), first_row(answers, opened)):
         teller.tell_message(sentence)
     this, learner = build(s, mesh, opened, answers, held_out, judge, keeper, teller)
-    if done:
-        run.restore(this, done)
     judge.self_test()
     return this, answers, learner
 
@@ -101,6 +100,13 @@ def build(
     longest = max(len(problem.prompt_ids) for problem in (*answers.problems, *all_problems(held_out)))
     prompt_columns = min(run.rounded_up(longest), s.data.max_prompt_length)
     collector, evaluator = run.make_collectors(s, mesh, opened, weights, judge, prompt_columns)
+    problem_batches = dealing.problem_batches(
+        answers.sets,
+        num_prompts=s.sft.num_rows,
+        seed=s.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
     this = Run(
         settings=s,
         folder=Path(s.output_dir),
@@ -109,13 +115,7 @@ def build(
         judge=judge,
         teller=teller,
         keeper=keeper,
-        problem_batches=dealing.problem_batches(
-            answers.sets,
-            num_prompts=s.sft.num_rows,
-            seed=s.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ),
+        problem_batches=problem_batches,
         held_out=held_out,
         weights=weights,
         collector=collector,
@@ -126,7 +126,8 @@ def build(
         frozen=frozen,
         ref_params=None,
         mix_reference=None,
-        first_step=(keeper.latest_step() or 0) + 1,
+        began_after=resuming.last_step(keeper),
+        whole=run.Whole(0, problem_batches.get_state(), looked=False),
     )
     return this, learner
 

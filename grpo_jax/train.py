@@ -1,6 +1,6 @@
 """Teaches a model with GRPO: `python -m grpo_jax.train --config configs/tiny.py`.
 
-One step, in the order of `step`:
+One step:
 
     take    problems from the data iterator
     act     sample G completions a problem, with the parameters as they are
@@ -33,14 +33,14 @@ from grpo_jax import (
     compilations,
     distributed,
     dynamic_sampling,
+    keeping,
     metrics,
-    policy,
-    report,
     settings,
     watch,
 )
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.evaluation import evaluation, evaluation_folder
+from grpo_jax.keeping import is_time
 from grpo_jax.learning import advantages, batches, train_state
 from grpo_jax.rollout import shuffled
 from grpo_jax.run import Run, cpu_devices, prepare
@@ -60,36 +60,38 @@ def main(arguments: Sequence[str]) -> None:
         run = prepare(run_settings, config, started_at=STARTED_AT)
         before_end.append(run.teller.finish)
         with run.judge, run.teller:
+            keeping.restore(run)
             train(run)
-            finish(run)
+            keeping.finish(run)
 
 
 def train(run: Run) -> None:
     """The loop, from the first step that is not yet done to the last."""
     last, compiled = run.settings.max_steps, compilations.Counter()
-    if run.first_step == 1:
-        look(run, step=0)
-    for step in range(run.first_step, last + 1):
+    if keeping.owes_evaluation(run, every=run.settings.evaluation.eval_steps):
+        look(run, step=run.whole.step)
+    while run.whole.step < last:
+        step = run.whole.step + 1
         started, before = time.perf_counter(), compiled.total
-        rollout, advantages_PG, learned = take_step(run, step)
+        rollout, advantages_PG = act(run, step)
+        learned = learn(run, rollout, advantages_PG)
+        follow(run, step)
         learned |= {
             "time/step": time.perf_counter() - started,
             "compilations": compiled.total - before,
         }
-        follow(run, step)
         tell(run, step, rollout, advantages_PG, learned)
+        keeping.mark_whole(run, step)
         if is_time(step, every=run.settings.evaluation.eval_steps, last=last):
             look(run, step=step)
         if is_time(step, every=run.settings.checkpoint.save_steps, last=last):
-            keep(run, step)
+            keeping.keep(run)
 
 
-def take_step(run: Run, step: int) -> tuple[Rollout, np.ndarray, dict[str, float]]:
-    """One GRPO step; replaces the run's state."""
-    problems = next(run.problem_batches)
-    rollout = collect(run, problems, step)
-    advantages_PG = centre(run, rollout, kl_PG=reward_kl(run, rollout))
-    return rollout, advantages_PG, learn(run, rollout, advantages_PG)
+def act(run: Run, step: int) -> tuple[Rollout, np.ndarray]:
+    """Take, act, judge and centre: one step's completions and what each is worth; changes no state."""
+    rollout = collect(run, next(run.problem_batches), step)
+    return rollout, centre(run, rollout, kl_PG=reward_kl(run, rollout))
 
 
 def collect(run: Run, problems: list[Problem], step: int) -> Rollout:
@@ -229,7 +231,7 @@ def samples(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> list[metri
 def look(run: Run, *, step: int) -> None:
     """Evaluates the policy as it is, on each held-out task, and keeps what it answered."""
     if not run.held_out:
-        return
+        return keeping.mark_looked(run)
     started = time.perf_counter()
     count = sum(len(found.problems) for found in run.held_out)
     run.teller.tell_message(f"evaluating on {count} held-out problems")
@@ -246,6 +248,7 @@ def look(run: Run, *, step: int) -> None:
     timing = {"time/evaluate": time.perf_counter() - started}
     told = evaluation.of_tasks(results) | timing
     run.teller.tell_evaluation(step, told, samples=[first_sample(record) for record in kept])
+    keeping.mark_looked(run)
 
 
 def first_sample(record: evaluation.Record) -> metrics.Sample:
@@ -258,38 +261,6 @@ def first_sample(record: evaluation.Record) -> metrics.Sample:
         rewards={name: math.nan if value is None else value for name, value in first["rewards"].items()},
         **{name: first[name] for name in ("completion", "parsed", "outcome")},
     )
-
-
-def keep(run: Run, step: int) -> None:
-    """Saves all that is needed to go on after this step; training does not wait for the disk."""
-    record = {"step": step, "seed": run.settings.seed, "data": run.problem_batches.get_state()}
-    moved = run.ref_params if run.mix_reference else None
-    run.keeper.save(step, run.state, record, second=moved)
-
-
-def finish(run: Run) -> None:
-    """Waits for the last checkpoint, exports the model, writes the report."""
-    run.keeper.close()
-    final, adapters = run.folder / "final", run.folder / "final_adapter"
-    if run.first_step <= run.settings.max_steps and distributed.is_first():
-        for folder in (final, adapters):
-            if folder.exists():  # the run went on: nothing is lost
-                folder.rename(folder.with_name(f"{folder.name}_of_step_{run.first_step - 1}"))
-    distributed.wait_for_all("looked for an older final folder")
-    if not final.exists():
-        keeping = run.settings.checkpoint
-        params = run.parts.assemble(run.state.params, run.frozen, None)
-        policy.export(run.policy, params, final, dtype=keeping.export_dtype, shard_gb=keeping.export_shard_gb)
-    if run.frozen is not None and not adapters.exists():
-        policy.export_adapters(run.policy, run.state.params, run.settings.lora, adapters)
-    distributed.wait_for_all("exported")
-    if distributed.is_first():
-        run.teller.tell_message(f"the model is in {final}, the report is {report.write_report(run.folder)}")
-
-
-def is_time(step: int, *, every: int, last: int) -> bool:
-    """At every so many steps and at the last one; `every` 0 leaves only the last."""
-    return step == last or (every > 0 and step % every == 0)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Our side of the step's benchmark, in a process of its own: `python -m tools.step_ours WORK RESULT`.
 
-The steps are the trainer's own: rooms built by `run.prepare` from a config, `train.take_step` in a loop.
+The steps are the trainer's own: rooms built by `run.prepare` from a config, `train.act` and `train.learn` in a loop.
 Between steps nothing is told, saved or evaluated.
 """
 
@@ -87,7 +87,8 @@ def take_steps(run: Run, work: StepWork) -> StepResult:
     for step in range(1, step_work.WARM_UP_STEPS + work.steps + 1):
         scoring.clear()
         started = time.perf_counter()
-        rollout, _, learned = train.take_step(run, step)
+        rollout, advantages_PG = train.act(run, step)
+        learned = train.learn(run, rollout, advantages_PG)
         jax.block_until_ready(run.state)
         whole = time.perf_counter() - started
         check_work(rollout.metrics, work)
