@@ -14,10 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
+GRACE_S = 60.0  # over its limit before a command is killed: its seconds are told, as with the others
 TRAIN = "grpo_jax.train"
 IN_TIME_S = (
     15.0  # for what the command line, the config, headers and data show, from the start of the interpreter
@@ -45,7 +47,8 @@ class Mistake:
     status: int = 2
     within_s: float = IN_TIME_S
     program: str = TRAIN  # or a file of tools/
-    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)  # beside `ENVIRONMENT`
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)  # beside `ENVIRONMENT`; what
+    # is imported may have read it long ago, so a row that has some is a process of its own
 
 
 class Ended(NamedTuple):
@@ -58,7 +61,7 @@ class Ended(NamedTuple):
 
 
 Run = Callable[..., Ended]
-"""(program, arguments, environment=, folder=, limit_s=) -> Ended; `folder` is for the streams' files."""
+"""(program, arguments, folder=, limit_s=) -> Ended; the streams go to files in `folder`."""
 
 
 def ours(*overrides: str, config: str = "configs/tiny.py") -> tuple[str, ...]:
@@ -91,14 +94,13 @@ class Runner:
         program: str,
         arguments: Sequence[str],
         *,
-        environment: Mapping[str, str],
         folder: Path,
         limit_s: float,
     ) -> Ended:
         files = {name: str(folder / name) for name in ("stdout", "stderr")}
-        request = {"program": program, "arguments": list(arguments), "environment": dict(environment)}
+        request = {"program": program, "arguments": list(arguments), "limit_s": limit_s + GRACE_S}
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request | files | {"limit_s": limit_s}) + "\n")
+        self._process.stdin.write(json.dumps(request | files) + "\n")
         self._process.stdin.flush()
         reply = self._read()
         texts = {name: Path(file).read_text(errors="replace") for name, file in files.items()}
@@ -116,6 +118,28 @@ class Runner:
         return json.loads(line)
 
 
+def alone(
+    program: str,
+    arguments: Sequence[str],
+    *,
+    folder: Path,
+    limit_s: float,
+    environment: Mapping[str, str] | None = None,
+) -> Ended:
+    """A command as a process of its own, with more in its environment. `folder` is not used."""
+    start = [program] if program.endswith(".py") else ["-m", program]
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, *start, *arguments],
+        cwd=ROOT,
+        env={**ENVIRONMENT, **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=limit_s + GRACE_S,
+    )
+    return Ended(done.returncode, time.monotonic() - started, done.stdout, done.stderr)
+
+
 def check(mistake: Mistake, run: Run, folder: Path) -> Ended:
     """Runs a row in an empty folder; AssertionError for whatever is not as it must be."""
     own, streams = folder / "own", folder / "streams"
@@ -124,13 +148,8 @@ def check(mistake: Mistake, run: Run, folder: Path) -> Ended:
     arguments = mistake.arguments(own) if callable(mistake.arguments) else mistake.arguments
     arguments = [text.replace("{folder}", str(own)) for text in arguments]
     before = {**files_of(own), **checkout()}
-    ended = run(
-        mistake.program,
-        arguments,
-        environment={**ENVIRONMENT, **mistake.environment},
-        folder=streams,
-        limit_s=mistake.within_s,
-    )
+    start = partial(alone, environment=mistake.environment) if mistake.environment else run
+    ended = start(mistake.program, arguments, folder=streams, limit_s=mistake.within_s)
     left = changes(before, {**files_of(own), **checkout()})
     assert_told(mistake, ended)
     assert not left, f"it left or changed: {left}"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.mistakes import harness
-from tests.mistakes.harness import ENVIRONMENT, ROOT, TRAIN, Ended, Mistake, ours
+from tests.mistakes.harness import ENVIRONMENT, IN_TIME_S, ROOT, TRAIN, Ended, Mistake, ours
 
 ROWS = (
     (TRAIN, ()),
@@ -21,27 +20,13 @@ ROWS = (
 )
 
 
-def alone(program: str, arguments: tuple[str, ...], folder: Path) -> Ended:
-    """The command as a process of its own."""
-    start = [program] if program.endswith(".py") else ["-m", program]
-    command = [sys.executable, *start, *(text.replace("{folder}", str(folder)) for text in arguments)]
-    started = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-    return Ended(done.returncode, time.monotonic() - started, done.stdout, done.stderr)
-
-
 @pytest.mark.parametrize(("program", "arguments"), ROWS)
 def test_the_runner_says_what_a_process_of_its_own_does(program, arguments, run, tmp_path):
-    told = run(
-        program,
-        [text.replace("{folder}", str(tmp_path)) for text in arguments],
-        environment=ENVIRONMENT,
-        folder=tmp_path,
-        limit_s=15,
-    )
-    done = alone(program, arguments, tmp_path)
+    arguments = [text.replace("{folder}", str(tmp_path)) for text in arguments]
+    told = run(program, arguments, folder=tmp_path, limit_s=IN_TIME_S)
+    done = harness.alone(program, arguments, folder=tmp_path, limit_s=IN_TIME_S)
     assert (told.status, told.stdout, told.stderr) == (done.status, done.stdout, done.stderr)
-    assert done.seconds < harness.IN_TIME_S
+    assert done.seconds < IN_TIME_S
 
 
 def test_the_runner_counts_the_imports(run):
