@@ -28,6 +28,18 @@ MAY_CHANGE = {  # when a run goes on: what decides no number of it
 }
 
 
+def check_place(folder: str, field: str) -> None:
+    """Raises ValueError where no folder can be made or written: before anything is loaded, and making nothing."""
+    if not folder.strip():
+        raise ValueError(f"{field} is empty; name a folder, which is made if it is missing.")
+    place = Path(folder)
+    above = next((path for path in (place, *place.absolute().parents) if os.path.lexists(path)), Path("/"))
+    if not above.is_dir():
+        raise ValueError(f"{field} is {folder!r}, but {above} is no folder; set another.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{field} is {folder!r}, but this user cannot write in {above}; set another.")
+
+
 def check_folder(
     folder: Path, config: dict[str, Any], *, free: Collection[str] | None = None, supervised: bool = False
 ) -> None:

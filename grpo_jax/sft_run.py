@@ -16,6 +16,7 @@ import jax
 from grpo_jax import (
     checkpoints,
     console,
+    distributed,
     metrics,
     policy,
     problem_loading,
@@ -48,13 +49,15 @@ def prepare(
     """
     mesh, specs = run.checked(s)
     folder = Path(s.supervised_dir)
+    run_folder.check_place(str(folder), "config.sft.output_dir")
     run_folder.check_folder(folder, config, free=may_change(s), supervised=True)
     opened = policy.open_policy(s.model)
     settings_checks.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
     settings_checks.check_supervised(s, opened.model.spec, num_processes=jax.process_count())
+    settings_checks.check_sampling(s, opened, platform=mesh.devices.flat[0].platform)
     run.use_compilation_cache(s.compilation_cache)
     judge = run.make_judge(s, specs)
-    said = Remembered()
+    said = metrics.EarlyTeller(silent=not distributed.is_first())
     # the same problems as GRPO's: those whose gold can be read
     sets, held_out = problem_loading.load_sets(
         s, opened, said, accept=lambda found: problem_loading.golds_read(judge, found)
@@ -69,7 +72,7 @@ def prepare(
     teller = run.open_teller(
         folder, s, config, first_step=first, started_at=started_at, table=console.SFT_TABLE
     )
-    for sentence in (*said.sentences, answers.summary(), first_row(answers, opened)):
+    for sentence in (answers.summary(), first_row(answers, opened)):
         teller.tell_message(sentence)
     this, learner = build(s, mesh, opened, answers, held_out, judge, keeper, teller)
     judge.self_test()
@@ -206,13 +209,3 @@ def check_record(folder: Path, answers: WorkedAnswers) -> None:
             f"the worked answers are not those that the run in {folder} learns, though the config is the same. "
             "Restore the data, or set config.sft.output_dir to a new folder."
         )
-
-
-class Remembered(metrics.SilentTeller):
-    """Keeps what is said before the run's length, and with it its teller, is known."""
-
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-
-    def tell_message(self, text: str) -> None:
-        self.sentences.append(text)
