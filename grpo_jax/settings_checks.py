@@ -26,9 +26,9 @@ MOST_LEARNING_RATE = 1.0  # AdamW moves every weight by about so much: a lost mi
 
 def check(settings: Settings, *, num_processes: int) -> None:
     """Raises ValueError for the first rule that is broken, with the numbers that would do."""
+    _check_tuples(settings)
     _check_ranges(settings)
     _check_learning_rates(settings)
-    _check_tuples(settings)
     _check_names(settings)
     objective_checks.check(settings.loss)
     _check_reference(settings)

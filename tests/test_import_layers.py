@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: dict[int, set[str]] = {
-    0: {"structs", "console", "configs"},
+    0: {"structs", "console", "configs", "other_names", "config_file"},
     1: {
         "models",
         "rewards",
@@ -29,13 +29,13 @@ FLOORS: dict[int, set[str]] = {
         "digests",
         "chips",
         "compilations",
-        "command_line",
+        "overrides",
         "charts",
         "trackers",
         "stop_strings",
         "text",
     },
-    2: {"sampling", "learning", "data", "metrics", "report", "watch"},
+    2: {"sampling", "learning", "data", "metrics", "report", "watch", "command_line"},
     3: {"policy", "rollout", "run_folder", "tiny_tokenizer"},
     4: {"evaluation", "dynamic_sampling"},
     5: {"settings", "worked_answers"},
@@ -56,7 +56,8 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "digests": set(),
     "chips": set(),
     "compilations": set(),
-    "command_line": set(),
+    "command_line": {"config_file", "overrides"},
+    "overrides": {"other_names"},
     "stop_strings": set(),
     "text": set(),
     "rewards": {"structs"},
@@ -73,14 +74,14 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
 }
 
 DOORS: dict[str, set[str]] = {  # outside library -> exactly the rooms that import it
-    "absl": {"command_line"},
+    "absl": {"overrides"},
     "datasets": {"data", "tools"},
     "flax": {"models"},
     "grain": {"data"},
     "huggingface_hub": {"text", "policy"},
     "jinja2": {"text"},
     "math_verify": {"rewards"},
-    "ml_collections": {"command_line", "configs"},
+    "ml_collections": {"config_file", "overrides", "configs"},
     "ml_dtypes": {"models"},
     "optax": {"learning"},
     "orbax": {"checkpoints"},
