@@ -207,7 +207,7 @@ def bad_line(path: pathlib.Path) -> str:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                row = json.loads(line) if line.strip() else {}
+                row = json.loads(line.decode("utf-8")) if line.strip() else {}
             except UnicodeDecodeError as error:
                 return f"line {number} is not UTF-8 ({error.reason}); save it as UTF-8"
             except ValueError as error:
