@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: dict[int, set[str]] = {
-    0: {"structs", "console", "configs", "other_names", "config_file"},
+    0: {"structs", "console", "configs", "other_names", "config_file", "hub"},
     1: {
         "models",
         "rewards",
@@ -58,14 +58,15 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "compilations": set(),
     "command_line": {"config_file", "overrides"},
     "overrides": {"other_names"},
+    "hub": set(),
     "stop_strings": set(),
-    "text": set(),
+    "text": {"hub"},
     "rewards": {"structs"},
     "metrics": {"console", "trackers"},
     "report": {"charts", "console"},
     "charts": {"console"},
     "trackers": set(),
-    "data": {"structs", "text"},
+    "data": {"structs", "text", "hub"},
     # acting, judging and learning are strangers: they meet in rollout and train, through structs
     "sampling": {"structs", "chips", "mesh", "models", "distributed"},
     "learning": {"structs", "mesh", "models", "distributed"},
