@@ -7,6 +7,7 @@ numbers are told and the reference has followed: whatever stops a run, it is a w
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from grpo_jax import checkpoints, distributed, policy, report
 from grpo_jax.run import Run, Whole
@@ -14,6 +15,8 @@ from grpo_jax.run import Run, Whole
 
 def restore(run: Run) -> None:
     """Takes state, data position and a reference that has moved from the checkpoint the run goes on after."""
+    if lacking := run.keeper.lacks_room(run.state, run.ref_params if run.mix_reference else None):
+        run.teller.tell_message(f"note: {lacking}")
     step = run.began_after
     if not step:
         return
@@ -27,12 +30,27 @@ def restore(run: Run) -> None:
 
 def mark_whole(run: Run, step: int) -> None:
     """Says that nothing of this step is missing but its evaluation, if it is time for one."""
-    run.whole = Whole(step, run.problem_batches.get_state(), looked=False)
+    run.whole, run.evaluated = Whole(step, run.problem_batches.get_state(), looked=False), {}
 
 
 def mark_looked(run: Run) -> None:
     """Says that the evaluation after the last whole step is told, or that there is none."""
     run.whole = dataclasses.replace(run.whole, looked=True)
+
+
+def mark_evaluated(run: Run, numbers: Mapping[str, float]) -> None:
+    """Notes what was found of the last whole step's model, and that the best can be told by it.
+
+    Raises: ValueError if config.checkpoint.metric_for_best_model is none of the numbers.
+    """
+    run.evaluated |= {name: float(x) for name, x in numbers.items() if name.startswith("eval/")}
+    name = run.settings.checkpoint.best_metric
+    if name and name not in run.evaluated:
+        known = ", ".join(sorted(run.evaluated)) or "none, since nothing is evaluated here"
+        raise ValueError(
+            f"config.checkpoint.metric_for_best_model is {run.settings.checkpoint.metric_for_best_model!r}, which "
+            f'no evaluation of this run tells; known are: {known}. Set one of these, or "".'
+        )
 
 
 def owes_evaluation(run: Run, *, every: int) -> bool:
@@ -41,11 +59,21 @@ def owes_evaluation(run: Run, *, every: int) -> bool:
     return due and not run.whole.looked
 
 
+def owes_checkpoint(run: Run, *, every: int) -> bool:
+    """Whether it is time to save the last whole step. Raises: RuntimeError if an earlier save has failed."""
+    run.keeper.check()
+    if is_time(run.whole.step, every=every, last=run.settings.max_steps):
+        return True
+    seconds = run.settings.checkpoint.save_seconds
+    # clocks differ between processes: one says so for all
+    return seconds > 0 and bool(distributed.largest([run.keeper.seconds_since_save >= seconds])[0])
+
+
 def keep(run: Run) -> None:
     """Saves all that is needed to go on after the last whole step; training does not wait for the disk."""
     record = {**dataclasses.asdict(run.whole), "seed": run.settings.seed}
     moved = run.ref_params if run.mix_reference else None
-    run.keeper.save(run.whole.step, run.state, record, second=moved)
+    run.keeper.save(run.whole.step, run.state, record, second=moved, evaluated=run.evaluated)
 
 
 def finish(run: Run) -> None:
