@@ -176,6 +176,11 @@ def get_config() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.save_steps = 50  # steps; 0: only at the end
     config.checkpoint.save_total_limit = 2  # newest ones kept
+    config.checkpoint.resume = "auto"  # go on if there is a checkpoint; "must": or end; "never": a new folder
+    config.checkpoint.resume_step = -1  # step to go on after; newer ones are moved aside. -1: the newest
+    config.checkpoint.accept_changes = (
+        ""  # what may differ when a run goes on: "optimizer.learning_rate,rollout.top_k", "data"
+    )
     config.checkpoint.export_dtype = "auto"  # of final/: as the model came; "float32", "bfloat16", "float16"
     config.checkpoint.export_shard_gb = 4.0  # gigabytes a weight file
 

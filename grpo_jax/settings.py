@@ -138,6 +138,9 @@ class CheckpointParams:
 
     save_steps: int  # every so many steps, and at the end; 0: only at the end
     save_total_limit: int  # newest checkpoints kept
+    resume: str  # one of `settings_checks.RESUMES`
+    resume_step: int  # the step to go on after; -1: the newest
+    accept_changes: str  # fields, comma-separated, and "data", that may differ when a run goes on
     export_dtype: str  # of final/: "auto" (as the model came), "float32", "bfloat16", "float16"
     export_shard_gb: float  # gigabytes of one weight file at most
 
