@@ -40,6 +40,14 @@ JUDGE_NOTE = (
     "config.reward.num_workers higher, or config.rollout.num_slots lower so that fewer completions end at last"
 )
 REPEAT_NOTE_AFTER_STEPS = 100
+TIMED = {  # and what begins with time/: everything else is the same in equal runs
+    "seconds",
+    "tokens_per_second",
+    "sampling/tokens_per_second_per_device",
+    "sampling/roofline_share",
+    "judge/hidden",
+    "compilations",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,6 +295,11 @@ def rewind(run_dir: str | Path, step: int, *, looked: bool = True) -> None:
                 new.flush()
                 os.fsync(new.fileno())
             os.replace(rest, path)
+
+
+def untimed(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl without what depends on the clock."""
+    return {name: x for name, x in line.items() if name not in TIMED and not name.startswith("time/")}
 
 
 def tell_again(metrics_file: Path, step: int, sink: Sink) -> None:

@@ -110,6 +110,13 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
 
 def restore_trained(parts: Parts, checkpoint: Checkpoint, *, mesh: jax.sharding.Mesh) -> Params:
     """What a checkpoint holds of the parameters: all, or the adapters; on whatever devices are here."""
+    return restore_state(parts, checkpoint, mesh=mesh).params
+
+
+def restore_state(
+    parts: Parts, checkpoint: Checkpoint, *, mesh: jax.sharding.Mesh
+) -> train_state.TrainState:
+    """All that a checkpoint holds of the training, on whatever devices are here."""
     s = checkpoint.settings
     tx = train_state.optimizer(s.scaled_optimizer, num_updates=s.num_updates)
     shapes = train_state.shapes(tx, parts.trained)
@@ -121,4 +128,4 @@ def restore_trained(parts: Parts, checkpoint: Checkpoint, *, mesh: jax.sharding.
     keeper = checkpoints.Checkpoints(checkpoint.folder, keep=s.checkpoint.save_total_limit)
     state, _ = keeper.restore(checkpoint.step, places)
     keeper.close()
-    return state.params
+    return state
