@@ -7,9 +7,13 @@ numbers are told and the reference has followed: whatever stops a run, it is a w
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
+from typing import Any
 
-from grpo_jax import checkpoints, distributed, policy, report
+import jax
+
+from grpo_jax import checkpoints, distributed, policy, report, resuming
 from grpo_jax.run import Run, Whole
 
 
@@ -17,15 +21,65 @@ def restore(run: Run) -> None:
     """Takes state, data position and a reference that has moved from the checkpoint the run goes on after."""
     if lacking := run.keeper.lacks_room(run.state, run.ref_params if run.mix_reference else None):
         run.teller.tell_message(f"note: {lacking}")
-    step = run.began_after
+    start, step = run.start, run.start.step
+    for remark in start.remarks:
+        run.teller.tell_message(f"note: {remark}")
     if not step:
         return
     run.teller.tell_message(f"going on after step {step} of {run.settings.max_steps}")
     run.state, record = run.keeper.restore(step, checkpoints.like(run.state))
-    if run.mix_reference:
-        run.ref_params = run.keeper.restore_second(step, checkpoints.like(run.ref_params))
-    run.problem_batches.set_state(record["data"])
-    run.whole = Whole(step, record["data"], looked=record["looked"])
+    num_done = int(run.state.num_updates)
+    for remark in (
+        resuming.place_remark(record.get("place", {}), place(run)),
+        *resuming.schedule_remarks(start.changes, run.settings, num_done=num_done),
+        restore_reference(run, record),
+        restore_data(run, record),
+    ):
+        if remark:
+            run.teller.tell_message(f"note: {remark}")
+    run.whole = Whole(step, run.problem_batches.get_state(), looked=start.looked)
+
+
+def restore_reference(run: Run, record: dict[str, Any]) -> str:
+    """Takes a reference that has moved from the checkpoint. Returns what to tell where it has none."""
+    if not run.mix_reference:
+        return ""
+    if not record.get("has_reference", True):
+        return "the checkpoint has no reference that moved: it begins as the starting model"
+    run.ref_params = run.keeper.restore_second(run.start.step, checkpoints.like(run.ref_params))
+    return ""
+
+
+def restore_data(run: Run, record: dict[str, Any]) -> str:
+    """Goes to the checkpoint's position in the data. Returns what to tell where the data begins anew.
+
+    Raises: ValueError where the data is not that of the checkpoint, and nobody said that it may differ.
+    """
+    at_begin = run.problem_batches.get_state()
+    try:
+        run.problem_batches.set_state(record["data"])
+    except ValueError as error:
+        if not run.start.may_deal_anew:
+            raise ValueError(
+                f"{error}, or let the data begin anew with --config.checkpoint.accept_changes=data"
+            ) from error
+        run.problem_batches.set_state(at_begin)
+        return f"the data begins anew ({error})"
+    return ""
+
+
+def place(run: Run) -> dict[str, Any]:
+    """Where the run's numbers are made: with all of this the same, a resumed run has the same bits."""
+    mesh = run.learner.mesh
+    return {
+        "mesh": dict(mesh.shape),
+        "processes": jax.process_count(),
+        "device": mesh.devices.flat[0].device_kind,
+        "cores": os.cpu_count()
+        if jax.default_backend() == "cpu"
+        else 0,  # matrix products are cut among them
+        "jax": jax.__version__,
+    }
 
 
 def mark_whole(run: Run, step: int) -> None:
@@ -71,20 +125,20 @@ def owes_checkpoint(run: Run, *, every: int) -> bool:
 
 def keep(run: Run) -> None:
     """Saves all that is needed to go on after the last whole step; training does not wait for the disk."""
-    record = {**dataclasses.asdict(run.whole), "seed": run.settings.seed}
     moved = run.ref_params if run.mix_reference else None
+    record = {
+        **dataclasses.asdict(run.whole),
+        "seed": run.settings.seed,
+        "place": place(run),
+        "has_reference": moved is not None,
+    }
     run.keeper.save(run.whole.step, run.state, record, second=moved, evaluated=run.evaluated)
 
 
 def finish(run: Run) -> None:
     """Waits for the last checkpoint, exports the model, writes the report."""
     run.keeper.close()
-    final, adapters = run.folder / "final", run.folder / "final_adapter"
-    if run.began_after < run.settings.max_steps and distributed.is_first():
-        for folder in (final, adapters):
-            if folder.exists():  # the run went on: nothing is lost
-                folder.rename(folder.with_name(f"{folder.name}_of_step_{run.began_after}"))
-    distributed.wait_for_all("looked for an older final folder")
+    final, adapters = (run.folder / name for name in resuming.MODELS)
     if not final.exists():
         keeping = run.settings.checkpoint
         params = run.parts.assemble(run.state.params, run.frozen, None)

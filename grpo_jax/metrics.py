@@ -40,6 +40,14 @@ JUDGE_NOTE = (
     "config.reward.num_workers higher, or config.rollout.num_slots lower so that fewer completions end at last"
 )
 REPEAT_NOTE_AFTER_STEPS = 100
+TIMED = {  # and what begins with time/: everything else is the same in equal runs
+    "seconds",
+    "tokens_per_second",
+    "sampling/tokens_per_second_per_device",
+    "sampling/roofline_share",
+    "judge/hidden",
+    "compilations",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +102,7 @@ def open_teller(
     config: Mapping[str, Any],
     started_at: float,
     first_step: int = 0,
+    looked: bool = True,
     stream: TextIO | None = None,
     table: console.Table = console.GRPO_TABLE,
 ) -> Teller:
@@ -104,6 +113,7 @@ def open_teller(
         config: resolved, as plain dictionaries; goes to the trackers, to no file of ours.
         started_at: `time.time()` when the program started; `seconds` counts from there.
         first_step: the first step that this program will tell, 0 at a new start; see `rewind`.
+        looked: False: it tells the evaluation of the step before that, too.
         stream: where the console's lines go; stdout when None.
         table: what the console's step lines show.
 
@@ -112,11 +122,14 @@ def open_teller(
     check_trackers(params)
     folder = Path(run_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    rewind(folder, first_step)
+    rewind(folder, first_step, looked=looked)
     tracker = {"project": params.project, "name": params.run_name or folder.name, "config": config}
     sinks: list[Sink] = []
     if params.tensorboard:
-        sinks.append(trackers.TensorBoard(folder / "tensorboard", first_step=first_step))
+        board = trackers.TensorBoard(folder / "tensorboard", first_step=first_step - (not looked))
+        if not looked:  # it forgets whole steps only
+            tell_again(folder / METRICS_FILE, first_step - 1, board)
+        sinks.append(board)
     if params.wandb != "disabled":
         sinks.append(trackers.Wandb(folder, mode=params.wandb, **tracker))
     if params.trackio:
@@ -264,21 +277,38 @@ def step_notes(metrics: Mapping[str, float], *, on_policy: bool) -> tuple[str, .
     return tuple(notes)
 
 
-def rewind(run_dir: str | Path, step: int) -> None:
+def rewind(run_dir: str | Path, step: int, *, looked: bool = True) -> None:
     """Removes what the run folder tells of `step` and later, and a line that a kill has torn.
 
     A killed run may have got further than its last checkpoint; the resumed one tells those steps again.
     Each file is replaced in one move, so a kill in here loses nothing.
+
+    Args:
+        looked: False: the evaluation of the step before is told again too, and removed.
     """
     for name in (METRICS_FILE, SAMPLES_FILE):
         path = Path(run_dir) / name
         if path.exists():
             rest = path.with_suffix(".jsonl.part")
             with path.open("rb") as old, rest.open("wb") as new:
-                new.writelines(line for line in old if _is_before(line, step))
+                new.writelines(line for line in old if _is_before(line, step, looked=looked))
                 new.flush()
                 os.fsync(new.fileno())
             os.replace(rest, path)
+
+
+def untimed(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl without what depends on the clock."""
+    return {name: x for name, x in line.items() if name not in TIMED and not name.startswith("time/")}
+
+
+def tell_again(metrics_file: Path, step: int, sink: Sink) -> None:
+    """Gives a tracker what the file tells of one step."""
+    if metrics_file.exists():
+        for line in map(json.loads, metrics_file.read_text(encoding="utf-8").splitlines()):
+            if line["step"] == step:
+                told = {name: x for name, x in line.items() if name not in ("step", "seconds")}
+                sink.write(step, {name: x for name, x in told.items() if x is not None})
 
 
 def check_trackers(params: TellingParams) -> None:
@@ -343,8 +373,16 @@ def _in_words(name: str, value: float) -> str:
     return f"{name} {value:.4g}"
 
 
-def _is_before(line: bytes, step: int) -> bool:
+def _is_before(line: bytes, step: int, *, looked: bool) -> bool:
     try:
-        return line.endswith(b"\n") and json.loads(line)["step"] < step
+        record = json.loads(line)
+        if not looked and record["step"] == step - 1 and _is_of_evaluation(record):
+            return False
+        return line.endswith(b"\n") and record["step"] < step
     except (ValueError, KeyError, TypeError):
         return False
+
+
+def _is_of_evaluation(record: Mapping[str, Any]) -> bool:
+    """Whether a line of either file tells of an evaluation."""
+    return record.get("split") == "eval" or any(name.startswith("eval/") for name in record)

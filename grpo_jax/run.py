@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from grpo_jax import (
+    checkpoint_folder,
     checkpoints,
     console,
     distributed,
@@ -75,11 +76,16 @@ class Run:
     frozen: Any  # weights that no update changes; None with full fine-tuning
     ref_params: Any  # None without a KL term, and with LoRA, where the frozen weights are the reference
     mix_reference: Any  # (ref_params, params) -> ref_params; None where the reference stays as it is
-    began_after: int  # the step that this program goes on after, 0 for a new run
+    start: resuming.Start  # where this program began
     whole: Whole  # the last whole step: what a run that is stopped now would keep
     evaluated: dict[str, float] = dataclasses.field(
         default_factory=dict
     )  # numbers of the evaluation after it
+
+    @property
+    def began_after(self) -> int:
+        """The step that this program goes on after, 0 for a new run."""
+        return self.start.step
 
 
 def cpu_devices(s: Settings) -> int:
@@ -102,14 +108,14 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     """
     mesh, specs = checked(s)
     folder = Path(s.output_dir)
-    run_folder.check_folder(folder, config)
+    changes = resuming.check(folder, config, s)
     opened = policy.open_policy(s.model)
     settings_checks.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
     use_compilation_cache(s.compilation_cache)
-    run_folder.write_config(folder, config)
+    write_config(folder, config, changes, s)
     keeper = make_keeper(s, folder)
-    done = resuming.last_step(keeper)
-    teller = open_teller(folder, s, config, first_step=done + 1 if done else 0, started_at=started_at)
+    start = resuming.begin(keeper, folder, s, changes, last=s.max_steps)
+    teller = open_teller(folder, s, config, start, started_at=started_at)
     judge = make_judge(s, specs)
     teller.tell_message(
         f"devices: {len(jax.devices())} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}"
@@ -146,7 +152,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
         mix_reference=train_state.reference_mixer(ref_params, alpha=s.grpo.ref_model_mixup_alpha)
         if s.grpo.ref_model_sync_steps
         else None,
-        began_after=done,
+        start=start,
         whole=Whole(0, problem_batches.get_state(), looked=False),
     )
     judge.self_test()
@@ -193,12 +199,18 @@ def use_compilation_cache(folder: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+def write_config(folder: Path, config: dict[str, Any], changes: run_folder.Changes, s: Settings) -> None:
+    """Writes config.json; where what counts has changed, the one so far stays beside it."""
+    step = resuming.choose(checkpoint_folder.steps(folder / run_folder.CHECKPOINTS), folder, s)
+    run_folder.write_config(folder, config, keep_as=resuming.kept_config(changes, step))
+
+
 def open_teller(
     folder: Path,
     s: Settings,
     config: dict[str, Any],
+    start: resuming.Start,
     *,
-    first_step: int,
     started_at: float,
     table: console.Table = console.GRPO_TABLE,
 ) -> Teller:
@@ -210,7 +222,8 @@ def open_teller(
         num_steps=s.max_steps,
         config=config,
         started_at=started_at,
-        first_step=first_step,
+        first_step=start.step + 1 if start.step else 0,
+        looked=start.looked,
         table=table,
     )
 

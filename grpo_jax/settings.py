@@ -144,6 +144,9 @@ class CheckpointParams:
         str  # also the best by this number of an evaluation, with or without "eval/"; "": none
     )
     greater_is_better: bool
+    resume: str  # one of `settings_checks.RESUMES`
+    resume_step: int  # the step to go on after; -1: the newest
+    accept_changes: str  # fields, comma-separated, and "data", that may differ when a run goes on
     export_dtype: str  # of final/: "auto" (as the model came), "float32", "bfloat16", "float16"
     export_shard_gb: float  # gigabytes of one weight file at most
 

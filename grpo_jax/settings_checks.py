@@ -16,6 +16,8 @@ from grpo_jax.models.spec import ModelSpec
 from grpo_jax.sampling import token_choice
 from grpo_jax.settings import Settings
 
+RESUMES = ("auto", "must", "never")  # where there is a checkpoint go on, else begin; or an error instead
+
 
 def check(settings: Settings, *, num_processes: int) -> None:
     """Raises ValueError for the first rule that is broken, with the numbers that would do."""
@@ -119,6 +121,7 @@ def _check_ranges(settings: Settings) -> None:
         "sft.save_steps": (settings.sft.save_steps, 0),
         "checkpoint.save_steps": (settings.checkpoint.save_steps, 0),
         "checkpoint.save_total_limit": (settings.checkpoint.save_total_limit, 1),
+        "checkpoint.resume_step": (settings.checkpoint.resume_step, -1),
         "evaluation.eval_steps": (settings.evaluation.eval_steps, 0),
         "evaluation.num_generations": (settings.evaluation.num_generations, 1),
         "evaluation.temperature": (settings.evaluation.temperature, 0),
@@ -159,6 +162,7 @@ def _check_names(settings: Settings) -> None:
         "optimizer.lr_scheduler_type": (settings.optimizer.lr_scheduler_type, SCHEDULES),
         "sft.lr_scheduler_type": (settings.sft.lr_scheduler_type, SCHEDULES),
         "optimizer.mu_dtype": (settings.optimizer.mu_dtype, MU_DTYPES),
+        "checkpoint.resume": (settings.checkpoint.resume, RESUMES),
         "checkpoint.export_dtype": (settings.checkpoint.export_dtype, ("auto", *EXPORT_DTYPES)),
     }
     for name, (value, names) in known.items():

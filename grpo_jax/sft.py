@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
 def teach(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> None:
     """The loop, from the first step that is not yet done to the last."""
     s, compiled = this.settings, compilations.Counter()
-    if this.whole.step == 0:
+    if this.whole.step == 0 or this.start.may_deal_anew:
         write_record(this, answers)
     if keeping.owes_evaluation(this, every=s.sft.eval_steps):
         evaluate(this, answers, learner)
