@@ -7,16 +7,23 @@ numbers are told and the reference has followed: whatever stops a run, it is a w
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 from grpo_jax import checkpoints, distributed, policy, report
 from grpo_jax.run import Run, Whole
 
 
 def restore(run: Run) -> None:
-    """Takes state, data position and a reference that has moved from the checkpoint the run goes on after."""
-    step = run.began_after
-    if not step:
-        return
+    """Takes state, data position and a reference that has moved from the checkpoint the run goes on after.
+
+    From here on a run that is stopped saves its last whole step.
+    """
+    if run.began_after:
+        _restore(run, run.began_after)
+    run.stopper.keeps(owes=lambda: run.whole.step > run.began_after, save=partial(keep_last, run))
+
+
+def _restore(run: Run, step: int) -> None:
     run.teller.tell_message(f"going on after step {step} of {run.settings.max_steps}")
     run.state, record = run.keeper.restore(step, checkpoints.like(run.state))
     if run.mix_reference:
@@ -43,6 +50,19 @@ def owes_evaluation(run: Run, *, every: int) -> bool:
 
 def keep(run: Run) -> None:
     """Saves all that is needed to go on after the last whole step; training does not wait for the disk."""
+    with run.stopper.undivided():
+        _save(run)
+
+
+def keep_last(run: Run) -> None:
+    """What a run that is stopped does: saves the last whole step where it is not saved, and waits for the disk."""
+    if run.whole.step > run.began_after:
+        if run.keeper.latest_step() != run.whole.step:
+            _save(run)
+        run.keeper.close()
+
+
+def _save(run: Run) -> None:
     record = {**dataclasses.asdict(run.whole), "seed": run.settings.seed}
     moved = run.ref_params if run.mix_reference else None
     run.keeper.save(run.whole.step, run.state, record, second=moved)
@@ -50,7 +70,9 @@ def keep(run: Run) -> None:
 
 def finish(run: Run) -> None:
     """Waits for the last checkpoint, exports the model, writes the report."""
-    run.keeper.close()
+    with run.stopper.undivided():
+        run.keeper.close()
+        run.stopper.all_kept()
     final, adapters = run.folder / "final", run.folder / "final_adapter"
     if run.began_after < run.settings.max_steps and distributed.is_first():
         for folder in (final, adapters):

@@ -24,6 +24,7 @@ from grpo_jax import (
     resuming,
     run_folder,
     settings_checks,
+    stopping,
 )
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.data import dealing, problems, streams
@@ -39,6 +40,7 @@ from grpo_jax.rollout import Collector
 from grpo_jax.sampling.plan import EngineShape
 from grpo_jax.sampling.weights import SamplingWeights
 from grpo_jax.settings import Settings
+from grpo_jax.structs import AskedToStop
 
 SMALL_MODEL = 20_000_000  # weights
 Teller = metrics.Teller | metrics.SilentTeller  # of the first process | of the others
@@ -77,6 +79,7 @@ class Run:
     mix_reference: Any  # (ref_params, params) -> ref_params; None where the reference stays as it is
     began_after: int  # the step that this program goes on after, 0 for a new run
     whole: Whole  # the last whole step: what a run that is stopped now would keep
+    stopper: stopping.Stopper  # hears what stops the run, and is told when no step is whole
 
 
 def cpu_devices(s: Settings) -> int:
@@ -92,8 +95,11 @@ def cpu_devices(s: Settings) -> int:
     return 0 if here and registry_of_models.read_spec(folder).num_weights <= SMALL_MODEL else 1
 
 
-def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
+def prepare(s: Settings, config: dict[str, Any], *, started_at: float, stopper: stopping.Stopper) -> Run:
     """Builds everything. Call once, after `distributed.start`.
+
+    Args:
+        stopper: is told what to close, and gives the folder back, when the run ends.
 
     Raises: ValueError, FileNotFoundError, FileExistsError for what the user can mend.
     """
@@ -103,10 +109,12 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     opened = policy.open_policy(s.model)
     settings_checks.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
     use_compilation_cache(s.compilation_cache)
+    own(folder, stopper)
     run_folder.write_config(folder, config)
     keeper = checkpoints.Checkpoints(folder / run_folder.CHECKPOINTS, keep=s.checkpoint.save_total_limit)
     done = resuming.last_step(keeper)
     teller = open_teller(folder, s, config, first_step=done + 1 if done else 0, started_at=started_at)
+    stoppable(stopper, teller)
     judge = make_judge(s, specs)
     teller.tell_message(
         f"devices: {len(jax.devices())} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}"
@@ -120,7 +128,9 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     parts = policy.parts(opened, s.lora, seed=s.seed)
     weights = sampling_weights(s, mesh, opened, parts)
     state, frozen, ref_params, learner = make_learning(s, mesh, opened, parts, teller)
-    collector, evaluator = make_collectors(s, mesh, opened, weights, judge, prompt_columns)
+    collector, evaluator = make_collectors(
+        s, mesh, opened, weights, judge, prompt_columns, stop=lambda: stopper.asked
+    )
     teller.tell_message(collector.engine.plan.describe())
     run = Run(
         settings=s,
@@ -145,9 +155,23 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
         else None,
         began_after=done,
         whole=Whole(0, problem_batches.get_state(), looked=False),
+        stopper=stopper,
     )
     judge.self_test()
     return run
+
+
+def own(folder: Path, stopper: stopping.Stopper) -> None:
+    """Takes the run's folder until the run ends. Raises: ValueError as `run_folder.claim`."""
+    if lock := run_folder.claim(folder):
+        stopper.endings.append(lock.release)
+    stopper.checkpoints = folder / run_folder.CHECKPOINTS
+
+
+def stoppable(stopper: stopping.Stopper, teller: Teller) -> None:
+    """A run that is stopped gives the terminal back before its last line, and the folder at the very end."""
+    stopper.endings.insert(0, teller.finish)
+    stopper.say_by(teller.tell_message)
 
 
 def checked(s: Settings) -> tuple[jax.sharding.Mesh, tuple[registry.RewardSpec, ...]]:
@@ -207,6 +231,8 @@ def make_collectors(
     weights: SamplingWeights,
     judge: Judge,
     prompt_columns: int,
+    *,
+    stop: AskedToStop,
 ) -> tuple[Collector, Collector]:
     """One of training and one of evaluation; they share the sampler, its programs and the judge.
 
@@ -234,6 +260,7 @@ def make_collectors(
             num_generations=num_generations,
             temperature=temperature,
             shaping=s.advantages.shaping,
+            stop=stop,
         )
 
     return (

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grpo_jax import distributed, metrics, report
+from grpo_jax import distributed, metrics, report, run_lock
 
 CONFIG_FILE = "config.json"
 UNFINISHED_CONFIG = "config.json.part"
 CHECKPOINTS = "checkpoints"
 SUPERVISED_FILE = report.SUPERVISED_FILE  # which worked answers it learns
+SEEN_WITHIN_S = 30.0  # until a file that another machine made can be seen
 MAY_CHANGE = {  # when a run goes on: what decides no number of it
     "max_steps",  # only where the learning rate does not depend on it
     "output_dir",
@@ -39,7 +42,10 @@ def check_folder(
         free: sections and fields (`section.field`) that may have changed; None: those of a GRPO run.
         supervised: whether the run is a supervised one; the two do not go on in each other's folders.
     """
-    if not folder.exists() or {path.name for path in folder.iterdir()} <= {UNFINISHED_CONFIG}:
+    if not folder.exists() or {path.name for path in folder.iterdir()} <= {
+        UNFINISHED_CONFIG,
+        run_lock.LOCK_FILE,
+    }:
         return
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(
@@ -62,6 +68,23 @@ def check_folder(
             f"{folder} holds a run with another config ({describe_changes(before, now, changed)}). "
             "Set config.output_dir to a new folder, or restore these values to go on with that run."
         )
+
+
+def claim(folder: Path) -> run_lock.RunLock | None:
+    """Makes this run the folder's one owner: process 0 holds the lock, and the others see that it does.
+
+    Raises: ValueError if another run has it, or if the processes do not share the folder.
+    """
+    lock = None
+    if distributed.is_first():
+        lock = run_lock.RunLock(folder, say=partial(print, file=sys.stderr, flush=True))
+    nonce = distributed.gather_texts([lock.nonce if lock else ""])[0]
+    if not lock and not run_lock.is_seen(folder, nonce, within_s=SEEN_WITHIN_S):
+        raise ValueError(
+            f"{folder} is not the folder that process 0 sees: its {run_lock.LOCK_FILE} did not appear here within "
+            f"{SEEN_WITHIN_S:.0f} s. Set config.output_dir to a folder that all processes share."
+        )
+    return lock
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
