@@ -187,6 +187,10 @@ def get_config() -> ConfigDict:
     config.checkpoint.accept_changes = (
         ""  # what may differ when a run goes on: "optimizer.learning_rate,rollout.top_k", "data"
     )
+    config.checkpoint.grace_seconds = (
+        25.0  # above 0: from a signal that stops the run to its end at the latest
+    )
+    config.checkpoint.preemption_notice = "none"  # "gce", "aws": asked of the machine's metadata server
     config.checkpoint.export_dtype = "auto"  # of final/: as the model came; "float32", "bfloat16", "float16"
     config.checkpoint.export_shard_gb = 4.0  # gigabytes a weight file
 

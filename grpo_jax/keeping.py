@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,14 +19,21 @@ from grpo_jax.run import Run, Whole
 
 
 def restore(run: Run) -> None:
-    """Takes state, data position and a reference that has moved from the checkpoint the run goes on after."""
+    """Takes state, data position and a reference that has moved from the checkpoint the run goes on after.
+
+    From here on a run that is stopped saves its last whole step.
+    """
     if lacking := run.keeper.lacks_room(run.state, run.ref_params if run.mix_reference else None):
         run.teller.tell_message(f"note: {lacking}")
-    start, step = run.start, run.start.step
-    for remark in start.remarks:
+    for remark in run.start.remarks:
         run.teller.tell_message(f"note: {remark}")
-    if not step:
-        return
+    if run.start.step:
+        _restore(run, run.start)
+    run.stopper.keeps(owes=lambda: run.whole.step > run.began_after, save=partial(keep_last, run))
+
+
+def _restore(run: Run, start: resuming.Start) -> None:
+    step = start.step
     run.teller.tell_message(f"going on after step {step} of {run.settings.max_steps}")
     run.state, record = run.keeper.restore(step, checkpoints.like(run.state))
     num_done = int(run.state.num_updates)
@@ -125,6 +133,19 @@ def owes_checkpoint(run: Run, *, every: int) -> bool:
 
 def keep(run: Run) -> None:
     """Saves all that is needed to go on after the last whole step; training does not wait for the disk."""
+    with run.stopper.undivided():
+        _save(run)
+
+
+def keep_last(run: Run) -> None:
+    """What a run that is stopped does: saves the last whole step where it is not saved, and waits for the disk."""
+    if run.whole.step > run.began_after:
+        if run.keeper.latest_step() != run.whole.step:
+            _save(run)
+        run.keeper.close()
+
+
+def _save(run: Run) -> None:
     moved = run.ref_params if run.mix_reference else None
     record = {
         **dataclasses.asdict(run.whole),
@@ -137,7 +158,9 @@ def keep(run: Run) -> None:
 
 def finish(run: Run) -> None:
     """Waits for the last checkpoint, exports the model, writes the report."""
-    run.keeper.close()
+    with run.stopper.undivided():
+        run.keeper.close()
+        run.stopper.all_kept()
     final, adapters = (run.folder / name for name in resuming.MODELS)
     if not final.exists():
         keeping = run.settings.checkpoint

@@ -25,6 +25,7 @@ from grpo_jax import (
     resuming,
     run_folder,
     settings_checks,
+    stopping,
 )
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.data import dealing, problems, streams
@@ -40,6 +41,7 @@ from grpo_jax.rollout import Collector
 from grpo_jax.sampling.plan import EngineShape
 from grpo_jax.sampling.weights import SamplingWeights
 from grpo_jax.settings import Settings
+from grpo_jax.structs import AskedToStop
 
 SMALL_MODEL = 20_000_000  # weights
 Teller = metrics.Teller | metrics.SilentTeller  # of the first process | of the others
@@ -78,6 +80,7 @@ class Run:
     mix_reference: Any  # (ref_params, params) -> ref_params; None where the reference stays as it is
     start: resuming.Start  # where this program began
     whole: Whole  # the last whole step: what a run that is stopped now would keep
+    stopper: stopping.Stopper  # hears what stops the run, and is told when no step is whole
     evaluated: dict[str, float] = dataclasses.field(
         default_factory=dict
     )  # numbers of the evaluation after it
@@ -101,8 +104,11 @@ def cpu_devices(s: Settings) -> int:
     return 0 if here and registry_of_models.read_spec(folder).num_weights <= SMALL_MODEL else 1
 
 
-def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
+def prepare(s: Settings, config: dict[str, Any], *, started_at: float, stopper: stopping.Stopper) -> Run:
     """Builds everything. Call once, after `distributed.start`.
+
+    Args:
+        stopper: is told what to close, and gives the folder back, when the run ends.
 
     Raises: ValueError, FileNotFoundError, FileExistsError for what the user can mend.
     """
@@ -112,10 +118,12 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     opened = policy.open_policy(s.model)
     settings_checks.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
     use_compilation_cache(s.compilation_cache)
+    own(folder, stopper)
     write_config(folder, config, changes, s)
     keeper = make_keeper(s, folder)
     start = resuming.begin(keeper, folder, s, changes, last=s.max_steps)
     teller = open_teller(folder, s, config, start, started_at=started_at)
+    stoppable(stopper, teller)
     judge = make_judge(s, specs)
     teller.tell_message(
         f"devices: {len(jax.devices())} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}"
@@ -129,7 +137,9 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     parts = policy.parts(opened, s.lora, seed=s.seed)
     weights = sampling_weights(s, mesh, opened, parts)
     state, frozen, ref_params, learner = make_learning(s, mesh, opened, parts, teller)
-    collector, evaluator = make_collectors(s, mesh, opened, weights, judge, prompt_columns)
+    collector, evaluator = make_collectors(
+        s, mesh, opened, weights, judge, prompt_columns, stop=lambda: stopper.asked
+    )
     teller.tell_message(collector.engine.plan.describe())
     run = Run(
         settings=s,
@@ -154,9 +164,23 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
         else None,
         start=start,
         whole=Whole(0, problem_batches.get_state(), looked=False),
+        stopper=stopper,
     )
     judge.self_test()
     return run
+
+
+def own(folder: Path, stopper: stopping.Stopper) -> None:
+    """Takes the run's folder until the run ends. Raises: ValueError as `run_folder.claim`."""
+    if lock := run_folder.claim(folder):
+        stopper.endings.append(lock.release)
+    stopper.checkpoints = folder / run_folder.CHECKPOINTS
+
+
+def stoppable(stopper: stopping.Stopper, teller: Teller) -> None:
+    """A run that is stopped gives the terminal back before its last line, and the folder at the very end."""
+    stopper.endings.insert(0, teller.finish)
+    stopper.say_by(teller.tell_message)
 
 
 def checked(s: Settings) -> tuple[jax.sharding.Mesh, tuple[registry.RewardSpec, ...]]:
@@ -235,6 +259,8 @@ def make_collectors(
     weights: SamplingWeights,
     judge: Judge,
     prompt_columns: int,
+    *,
+    stop: AskedToStop,
 ) -> tuple[Collector, Collector]:
     """One of training and one of evaluation; they share the sampler, its programs and the judge.
 
@@ -262,6 +288,7 @@ def make_collectors(
             num_generations=num_generations,
             temperature=temperature,
             shaping=s.advantages.shaping,
+            stop=stop,
         )
 
     return (

@@ -9,18 +9,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import os
+import sys
 from collections.abc import Collection, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grpo_jax import distributed, metrics, report
+from grpo_jax import distributed, metrics, report, run_lock, whole_files
 
 CONFIG_FILE = "config.json"
 UNFINISHED_CONFIG = "config.json.part"
 CHECKPOINTS = "checkpoints"
 SUPERVISED_FILE = report.SUPERVISED_FILE  # which worked answers it learns
 DATA = "data"  # in accept_changes: other problems or another order, whatever made them so
+SEEN_WITHIN_S = 30.0  # until a file that another machine made can be seen
 MAY_CHANGE = {  # when a run goes on: what decides no number of it
     "max_steps",  # only where the learning rate does not depend on it
     "output_dir",
@@ -95,7 +97,10 @@ def check_folder(
     now = fields(json.loads(json.dumps(config)))
     check_names(accept, now)
     nothing = Changes({}, now)
-    if not folder.exists() or {path.name for path in folder.iterdir()} <= {UNFINISHED_CONFIG}:
+    if not folder.exists() or {path.name for path in folder.iterdir()} <= {
+        UNFINISHED_CONFIG,
+        run_lock.LOCK_FILE,
+    }:
         return nothing
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(
@@ -168,15 +173,25 @@ def write_config(folder: Path, config: dict[str, Any], *, keep_as: str = "") -> 
     if not has_begun(folder):  # a supervised run may have been stopped here before its first number
         (folder / SUPERVISED_FILE).unlink(missing_ok=True)
     if keep_as:
-        write_whole(free_name(folder / keep_as), (folder / CONFIG_FILE).read_text())
-    write_whole(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+        whole_files.write_text(free_name(folder / keep_as), (folder / CONFIG_FILE).read_text())
+    whole_files.write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """In one move: never half a file."""
-    part = path.with_name(UNFINISHED_CONFIG)
-    part.write_text(text)
-    os.replace(part, path)
+def claim(folder: Path) -> run_lock.RunLock | None:
+    """Makes this run the folder's one owner: process 0 holds the lock, and the others see that it does.
+
+    Raises: ValueError if another run has it, or if the processes do not share the folder.
+    """
+    lock = None
+    if distributed.is_first():
+        lock = run_lock.RunLock(folder, say=partial(print, file=sys.stderr, flush=True))
+    nonce = distributed.gather_texts([lock.nonce if lock else ""])[0]
+    if not lock and not run_lock.is_seen(folder, nonce, within_s=SEEN_WITHIN_S):
+        raise ValueError(
+            f"{folder} is not the folder that process 0 sees: its {run_lock.LOCK_FILE} did not appear here within "
+            f"{SEEN_WITHIN_S:.0f} s. Set config.output_dir to a folder that all processes share."
+        )
+    return lock
 
 
 def has_begun(folder: Path) -> bool:

@@ -34,13 +34,14 @@ from grpo_jax.models import packed_attention
 from grpo_jax.rewards.pool import Judge
 from grpo_jax.run import Run
 from grpo_jax.settings import Settings
+from grpo_jax.stopping import Stopper
 from grpo_jax.worked_answers import WorkedAnswers
 
 MAX_SHOWN_CHARACTERS = 1_200  # of a response
 
 
 def prepare(
-    s: Settings, config: dict[str, Any], *, started_at: float
+    s: Settings, config: dict[str, Any], *, started_at: float, stopper: Stopper
 ) -> tuple[Run, WorkedAnswers, SupervisedLearner]:
     """Builds everything, cheapest checks first, as `run.prepare` does.
 
@@ -62,13 +63,15 @@ def prepare(
     answers = read_answers(s, opened, sets)
     check_record(folder, answers, accept=resuming.accepted(s))
     s = s.supervised(s.sft.num_updates(len(answers.problems)))
+    run.own(folder, stopper)
     run.write_config(folder, config, changes, s)
     keeper = run.make_keeper(s, folder)
     start = resuming.begin(keeper, folder, s, changes, last=s.max_steps)
     teller = run.open_teller(folder, s, config, start, started_at=started_at, table=console.SFT_TABLE)
+    run.stoppable(stopper, teller)
     for sentence in (*said.sentences, answers.summary(), first_row(answers, opened)):
         teller.tell_message(sentence)
-    this, learner = build(s, mesh, opened, answers, held_out, judge, keeper, teller, start)
+    this, learner = build(s, mesh, opened, answers, held_out, judge, keeper, teller, start, stopper)
     judge.self_test()
     return this, answers, learner
 
@@ -83,6 +86,7 @@ def build(
     keeper: checkpoints.Checkpoints,
     teller: run.Teller,
     start: resuming.Start,
+    stopper: Stopper,
 ) -> tuple[Run, SupervisedLearner]:
     """Weights, state and programs of a new run."""
     parts = policy.parts(opened, s.lora, seed=s.seed)
@@ -97,7 +101,9 @@ def build(
     weights = run.sampling_weights(s, mesh, opened, parts)
     longest = max(len(problem.prompt_ids) for problem in (*answers.problems, *all_problems(held_out)))
     prompt_columns = min(run.rounded_up(longest), s.data.max_prompt_length)
-    collector, evaluator = run.make_collectors(s, mesh, opened, weights, judge, prompt_columns)
+    collector, evaluator = run.make_collectors(
+        s, mesh, opened, weights, judge, prompt_columns, stop=lambda: stopper.asked
+    )
     problem_batches = dealing.problem_batches(
         answers.sets,
         num_prompts=s.sft.num_rows,
@@ -126,6 +132,7 @@ def build(
         mix_reference=None,
         start=start,
         whole=run.Whole(0, problem_batches.get_state(), looked=False),
+        stopper=stopper,
     )
     return this, learner
 
