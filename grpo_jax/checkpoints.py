@@ -7,12 +7,14 @@ mesh. This room knows no trainer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 
 class Checkpoints:
@@ -72,6 +74,26 @@ class Checkpoints:
         """The second tree of a checkpoint that has one; as `restore`."""
         items = ocp.args.Composite(second=ocp.args.StandardRestore(like))
         return self._manager.restore(step, args=items)["second"]
+
+    def wait(self) -> None:
+        """Waits for the save under way and raises its error, if it had one."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+
+    def set_aside(self, steps: Sequence[int]) -> None:
+        """Moves checkpoints to FOLDER/set_aside, where nothing looks for them; deletes none. No save is under way."""
+        if jax.process_index() == 0:
+            aside = self.folder / "set_aside"
+            aside.mkdir(exist_ok=True)
+            for step in steps:
+                place, number = aside / str(step), 1
+                while place.exists():  # that step was set aside before
+                    number += 1
+                    place = aside / f"{step}_{number}"
+                (self.folder / str(step)).rename(place)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("set checkpoints aside")
+        self._manager.reload()
 
     def close(self) -> None:
         """Waits for the save under way and raises its error, if it had one."""

@@ -1,5 +1,7 @@
 """What a run keeps, when, and how it goes on from that: the last whole step, checkpoints, the final model.
 
+And what it does about alarms: it tells them, ends, or goes on from an earlier checkpoint (`roll_backs.py`).
+
 Shared by GRPO (`train.py`) and supervised learning (`sft.py`). A step is whole when its update is done, its
 numbers are told and the reference has followed: whatever stops a run, it is a whole step that is kept.
 """
@@ -7,8 +9,15 @@ numbers are told and the reference has followed: whatever stops a run, it is a w
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-from grpo_jax import checkpoints, distributed, policy, report
+import jax
+
+from grpo_jax import alarms, checkpoints, distributed, endings, policy, report, roll_backs
+from grpo_jax.alarms import Raised
+from grpo_jax.endings import Ended
+from grpo_jax.roll_backs import RollBack
 from grpo_jax.run import Run, Whole
 
 
@@ -18,16 +27,46 @@ def restore(run: Run) -> None:
     if not step:
         return
     run.teller.tell_message(f"going on after step {step} of {run.settings.max_steps}")
-    run.state, record = run.keeper.restore(step, checkpoints.like(run.state))
+    go_on(run, step, read(run, step), roll_backs.read(run.folder))
+
+
+def read(run: Run, step: int) -> dict[str, Any]:
+    """Replaces state and moved reference by those of a checkpoint; returns its record."""
+    run.state, record = run.keeper.restore(step, emptied(run.state))
     if run.mix_reference:
-        run.ref_params = run.keeper.restore_second(step, checkpoints.like(run.ref_params))
-    run.problem_batches.set_state(record["data"])
-    run.whole = Whole(step, record["data"], looked=record["looked"])
+        run.ref_params = run.keeper.restore_second(step, emptied(run.ref_params))
+    return record
+
+
+def emptied(tree: Any) -> Any:
+    """The shapes of a tree whose arrays are given up: devices may have no room for two."""
+    shapes = checkpoints.like(tree)
+    jax.tree.map(lambda x: x.delete(), tree)
+    return shapes
+
+
+def go_on(run: Run, step: int, record: dict[str, Any], listed: list[RollBack]) -> None:
+    """Takes from a record, and from the roll-backs that have led to it since, what is no array."""
+    saved_with = record.get("roll_backs", 0)
+    behind = roll_backs.applied(listed, step=step, saved_with=saved_with)
+    if behind != listed:
+        roll_backs.write(run.folder, behind)
+    data = behind[-1].data if len(behind) > saved_with else record["data"]
+    run.problem_batches.set_state(data)
+    run.alarms.set_state(record.get("alarms", {}))
+    run.whole = Whole(
+        step,
+        data,
+        looked=record["looked"],
+        alarms=run.alarms.state(),
+        roll_backs=max(len(behind), saved_with),
+    )
 
 
 def mark_whole(run: Run, step: int) -> None:
     """Says that nothing of this step is missing but its evaluation, if it is time for one."""
-    run.whole = Whole(step, run.problem_batches.get_state(), looked=False)
+    data, watched = run.problem_batches.get_state(), run.alarms.state()
+    run.whole = Whole(step, data, looked=False, alarms=watched, roll_backs=run.whole.roll_backs)
 
 
 def mark_looked(run: Run) -> None:
@@ -46,6 +85,67 @@ def keep(run: Run) -> None:
     record = {**dataclasses.asdict(run.whole), "seed": run.settings.seed}
     moved = run.ref_params if run.mix_reference else None
     run.keeper.save(run.whole.step, run.state, record, second=moved)
+
+
+def heed(run: Run, step: int, numbers: Mapping[str, float]) -> bool:
+    """Looks for alarms in the numbers of a step that is not whole yet, and does what they say.
+
+    Returns: whether the run has gone back to a checkpoint, after which it goes on.
+
+    Raises: Ended if an alarm stops the run; nothing of the step is saved.
+    """
+    raised = run.alarms.watch(step, numbers)
+    for warning in raised:
+        if warning.action == "warn":
+            run.teller.tell_message(f"  {warning.line}; {warning.alarm.cure}")
+    worst = alarms.worst(raised)
+    if worst is None:
+        return False
+    run.keeper.wait()  # only then is it known which checkpoints there are
+    listed = roll_backs.read(run.folder)[: run.whole.roll_backs]
+    to, most = (
+        roll_backs.target(run.keeper.steps(), listed, before=worst.since),
+        run.settings.alarms.max_roll_backs,
+    )
+    if worst.action == "stop" or to is None or run.whole.roll_backs >= most:
+        raise Ended(farewell(run, worst), status=endings.ALARM)
+    run.teller.tell_message(
+        f"  {worst.line}; going back to the checkpoint of step {to}, and on with other problems and samples: "
+        f"roll-back {run.whole.roll_backs + 1} of at most {most}"
+    )
+    roll_back(run, listed, RollBack(worst.alarm.name, step, to, run.problem_batches.get_state()))
+    return True
+
+
+def roll_back(run: Run, listed: list[RollBack], back: RollBack) -> None:
+    """Goes on after an earlier checkpoint; the order, and why, is at the head of `roll_backs.py`."""
+    record = read(run, back.to)
+    roll_backs.write(run.folder, [*listed, back])
+    with run.teller.rewound(back.to + 1):
+        roll_backs.finish(run.folder, run.keeper)
+    go_on(run, back.to, record, [*listed, dataclasses.replace(back, done=True)])
+
+
+def farewell(run: Run, worst: Raised) -> str:
+    """One line: what stopped the run, what is left, and how to go on."""
+    steps, most = run.keeper.steps(), run.settings.alarms.max_roll_backs
+    good = roll_backs.target(steps, [], before=worst.since)
+    line = f"stopped by {worst.line}"
+    if worst.action == "roll_back" and good is not None:
+        line += f", after {run.whole.roll_backs} roll-backs (config.alarms.max_roll_backs {most})"
+    ways = worst.alarm.cure
+    if worst.alarm.name != "non_finite":
+        ways += f", or set config.alarms.{worst.alarm.name}=warn"
+    if good is None:
+        return (
+            f"{line}. No checkpoint is from before step {worst.since}: {ways}, and start in another "
+            "config.output_dir."
+        )
+    newer = f" and --config.checkpoint.resume_step={good}" if good < steps[-1] else ""
+    return (
+        f"{line}. The last good checkpoint is of step {good}, in {run.keeper.folder}. To go on from it: {ways} "
+        f"(config.checkpoint.accept_changes lets fields change), with the same command otherwise{newer}."
+    )
 
 
 def finish(run: Run) -> None:

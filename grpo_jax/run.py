@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from grpo_jax import (
+    alarms,
     checkpoints,
     console,
     distributed,
@@ -22,6 +24,7 @@ from grpo_jax import (
     policy,
     problem_loading,
     resuming,
+    roll_backs,
     run_folder,
     settings_checks,
 )
@@ -51,11 +54,13 @@ class Whole:
     step: int  # 0: none yet
     data: dict[str, Any]  # position of the problems after it
     looked: bool  # nothing is owed of the evaluation after it
+    alarms: dict[str, Any] = dataclasses.field(default_factory=dict)  # `Alarms.state` after it
+    roll_backs: int = 0  # how often the run has gone back before it; see `roll_backs.py`
 
 
 @dataclasses.dataclass
 class Run:
-    """The rooms of one run; only `state`, `whole` and, where the reference follows, `ref_params` change."""
+    """The rooms of one run; `state`, `whole` and, where the reference follows, `ref_params` are replaced."""
 
     settings: Settings
     folder: Path
@@ -75,6 +80,7 @@ class Run:
     frozen: Any  # weights that no update changes; None with full fine-tuning
     ref_params: Any  # None without a KL term, and with LoRA, where the frozen weights are the reference
     mix_reference: Any  # (ref_params, params) -> ref_params; None where the reference stays as it is
+    alarms: alarms.Alarms
     began_after: int  # the step that this program goes on after, 0 for a new run
     whole: Whole  # the last whole step: what a run that is stopped now would keep
 
@@ -105,6 +111,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     use_compilation_cache(s.compilation_cache)
     run_folder.write_config(folder, config)
     keeper = checkpoints.Checkpoints(folder / run_folder.CHECKPOINTS, keep=s.checkpoint.save_total_limit)
+    roll_backs.finish(folder, keeper)
     done = resuming.last_step(keeper)
     teller = open_teller(folder, s, config, first_step=done + 1 if done else 0, started_at=started_at)
     judge = make_judge(s, specs)
@@ -143,6 +150,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
         mix_reference=train_state.reference_mixer(ref_params, alpha=s.grpo.ref_model_mixup_alpha)
         if s.grpo.ref_model_sync_steps
         else None,
+        alarms=alarms.Alarms(limits_of_alarms(s, opened)),
         began_after=done,
         whole=Whole(0, problem_batches.get_state(), looked=False),
     )
@@ -164,6 +172,18 @@ def make_judge(s: Settings, specs: Sequence[registry.RewardSpec]) -> Judge:
     return Judge(
         specs, num_workers=s.reward.num_workers, timeout_s=s.reward.timeout_s, memory_mb=s.reward.memory_mb
     )
+
+
+def limits_of_alarms(s: Settings, opened: policy.Policy) -> alarms.AlarmParams:
+    """The config's, and what follows from how the run computes and compares rewards."""
+    limits = s.alarms
+    if limits.gap_limit < 0:
+        exact = jax.default_backend() == "cpu" and opened.dtype == jnp.float32
+        exact = exact and s.rollout.sampling_weights == "compute" and not (s.lora.r and s.lora.lora_dropout)
+        limits = dataclasses.replace(limits, gap_limit=alarms.EXACT_GAP if exact else alarms.ROUNDED_GAP)
+    if s.advantages.advantage_estimator in ("batch_mean", "none"):  # groups of equal rewards teach too
+        limits = dataclasses.replace(limits, no_signal_steps=0)
+    return limits
 
 
 def rounded_up(length: int) -> int:

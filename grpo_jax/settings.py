@@ -11,6 +11,7 @@ import dataclasses
 from typing import Any
 
 from grpo_jax import mesh as mesh_lib
+from grpo_jax.alarms import AlarmParams
 from grpo_jax.data import tasks
 from grpo_jax.data.data_params import DataParams
 from grpo_jax.distributed import DistributedParams
@@ -162,6 +163,7 @@ class Settings:
     sft: SFTParams
     checkpoint: CheckpointParams
     evaluation: EvaluationParams
+    alarms: AlarmParams
     telling: TellingParams
 
     @property
@@ -288,6 +290,7 @@ SECTIONS: dict[str, type] = {
     "sft": SFTParams,
     "checkpoint": CheckpointParams,
     "evaluation": EvaluationParams,
+    "alarms": AlarmParams,
     "telling": TellingParams,
 }
 

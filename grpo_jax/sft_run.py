@@ -20,12 +20,14 @@ from grpo_jax import (
     policy,
     problem_loading,
     resuming,
+    roll_backs,
     run,
     run_folder,
     settings_checks,
     worked_answers,
 )
 from grpo_jax import mesh as mesh_lib
+from grpo_jax.alarms import Alarms
 from grpo_jax.data import dealing, problem_sets
 from grpo_jax.data.problems import ProblemSet, all_problems
 from grpo_jax.learning import supervised, train_state
@@ -64,6 +66,7 @@ def prepare(
     s = s.supervised(s.sft.num_updates(len(answers.problems)))
     run_folder.write_config(folder, config)
     keeper = checkpoints.Checkpoints(folder / run_folder.CHECKPOINTS, keep=s.checkpoint.save_total_limit)
+    roll_backs.finish(folder, keeper)
     done = resuming.last_step(keeper)
     first = done + 1 if done else 0
     teller = run.open_teller(
@@ -126,6 +129,8 @@ def build(
         frozen=frozen,
         ref_params=None,
         mix_reference=None,
+        # of the others, rewards and a sampler are missing, and learned answers have little entropy
+        alarms=Alarms(s.alarms, watched={"non_finite"}, learning_rate="config.sft.learning_rate"),
         began_after=resuming.last_step(keeper),
         whole=run.Whole(0, problem_batches.get_state(), looked=False),
     )

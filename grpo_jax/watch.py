@@ -23,6 +23,7 @@ import jax
 from jax._src import distributed as jax_distributed  # the store has no public door
 
 from grpo_jax import distributed
+from grpo_jax.endings import Ended
 
 BEAT_S = 2.0
 SILENT_S = 30.0  # without a beat a process counts as gone
@@ -51,6 +52,10 @@ def together() -> Iterator[Ending]:
     try:
         yield before_end
         watch.finish()
+    except Ended as ending:  # all come here, at the same step: nobody failed
+        ending.add_note(watch.name)
+        watch.finish()
+        raise
     except BaseException as error:  # Ctrl-C too
         error.add_note(watch.name)
         watch.fail(error)

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: dict[int, set[str]] = {
-    0: {"structs", "console", "configs"},
+    0: {"structs", "console", "configs", "endings"},
     1: {
         "models",
         "rewards",
@@ -35,8 +35,8 @@ FLOORS: dict[int, set[str]] = {
         "stop_strings",
         "text",
     },
-    2: {"sampling", "learning", "data", "metrics", "report", "watch"},
-    3: {"policy", "rollout", "run_folder", "tiny_tokenizer"},
+    2: {"sampling", "learning", "data", "metrics", "report", "watch", "alarms"},
+    3: {"policy", "rollout", "run_folder", "tiny_tokenizer", "roll_backs"},
     4: {"evaluation", "dynamic_sampling"},
     5: {"settings", "worked_answers"},
     6: {"settings_checks", "restored", "problem_loading", "resuming"},
@@ -51,12 +51,14 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "models": set(),
     "mesh": set(),
     "distributed": set(),
-    "watch": {"distributed"},
+    "watch": {"distributed", "endings"},
     "checkpoints": {"digests"},
     "digests": set(),
     "chips": set(),
     "compilations": set(),
-    "command_line": set(),
+    "command_line": {"endings"},
+    "alarms": set(),
+    "endings": set(),
     "stop_strings": set(),
     "text": set(),
     "rewards": {"structs"},
