@@ -109,7 +109,7 @@ class Alarms:
         watched: Collection[str] | None = None,
         learning_rate: str = "config.optimizer.learning_rate",
     ):
-        self._limits = limits
+        self._limits, self._num_first = limits, limits.first_steps
         self._alarms = [
             alarm._replace(cure=alarm.cure.format(learning_rate=learning_rate))
             for alarm in ALARMS
@@ -121,10 +121,10 @@ class Alarms:
 
     def watch(self, step: int, numbers: Mapping[str, float]) -> list[Raised]:
         """The alarms to act on after this step, in the table's order; a warning only when it is due again."""
-        count, means = self._limits.first_steps, {}
+        means = {}
         for metric in AVERAGED:
             first = self._first.setdefault(metric, [])
-            if len(first) >= count:
+            if len(first) >= self._num_first:
                 means[metric] = math.fsum(first) / len(first)
             elif math.isfinite(numbers.get(metric, math.nan)):
                 first.append(float(numbers[metric]))

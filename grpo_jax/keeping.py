@@ -133,18 +133,18 @@ def farewell(run: Run, worst: Raised) -> str:
     line = f"stopped by {worst.line}"
     if worst.action == "roll_back" and good is not None:
         line += f", after {run.whole.roll_backs} roll-backs (config.alarms.max_roll_backs {most})"
-    ways = worst.alarm.cure
-    if worst.alarm.name != "non_finite":
-        ways += f", or set config.alarms.{worst.alarm.name}=warn"
     if good is None:
         return (
-            f"{line}. No checkpoint is from before step {worst.since}: {ways}, and start in another "
+            f"{line}. No checkpoint is from before step {worst.since}: {worst.alarm.cure}, and start in another "
             "config.output_dir."
         )
-    newer = f" and --config.checkpoint.resume_step={good}" if good < steps[-1] else ""
+    ways = f"{worst.alarm.cure} (config.checkpoint.accept_changes names fields that may change)"
+    if worst.alarm.name != "non_finite":
+        ways += f" or set config.alarms.{worst.alarm.name}=warn"
+    newer = f", with --config.checkpoint.resume_step={good}" if good < steps[-1] else ""
     return (
-        f"{line}. The last good checkpoint is of step {good}, in {run.keeper.folder}. To go on from it: {ways} "
-        f"(config.checkpoint.accept_changes lets fields change), with the same command otherwise{newer}."
+        f"{line}. The last good checkpoint is of step {good}, in {run.keeper.folder}. To go on from it, {ways}; "
+        f"else the same command{newer}."
     )
 
 
