@@ -175,7 +175,11 @@ def get_config() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.save_steps = 50  # steps; 0: only at the end
+    config.checkpoint.save_seconds = 0.0  # also when so many seconds have passed since the last; 0: never
     config.checkpoint.save_total_limit = 2  # newest ones kept
+    config.checkpoint.keep_every_steps = 0  # also those of every so many steps; 0: none
+    config.checkpoint.metric_for_best_model = ""  # also the best by a number of the evaluation: "eval/accuracy"
+    config.checkpoint.greater_is_better = True  # False: the smallest is the best
     config.checkpoint.export_dtype = "auto"  # of final/: as the model came; "float32", "bfloat16", "float16"
     config.checkpoint.export_shard_gb = 4.0  # gigabytes a weight file
 

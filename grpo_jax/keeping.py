@@ -23,6 +23,8 @@ from grpo_jax.run import Run, Whole
 
 def restore(run: Run) -> None:
     """Takes state, data position and a reference that has moved from the checkpoint the run goes on after."""
+    if lacking := run.keeper.lacks_room(run.state, run.ref_params if run.mix_reference else None):
+        run.teller.tell_message(f"note: {lacking}")
     step = run.began_after
     if not step:
         return
@@ -53,6 +55,7 @@ def go_on(run: Run, step: int, record: dict[str, Any], listed: list[RollBack]) -
         roll_backs.write(run.folder, behind)
     data = behind[-1].data if len(behind) > saved_with else record["data"]
     run.problem_batches.set_state(data)
+    run.evaluated = {}
     run.alarms.set_state(record.get("alarms", {}))
     run.whole = Whole(
         step,
@@ -67,11 +70,27 @@ def mark_whole(run: Run, step: int) -> None:
     """Says that nothing of this step is missing but its evaluation, if it is time for one."""
     data, watched = run.problem_batches.get_state(), run.alarms.state()
     run.whole = Whole(step, data, looked=False, alarms=watched, roll_backs=run.whole.roll_backs)
+    run.evaluated = {}
 
 
 def mark_looked(run: Run) -> None:
     """Says that the evaluation after the last whole step is told, or that there is none."""
     run.whole = dataclasses.replace(run.whole, looked=True)
+
+
+def mark_evaluated(run: Run, numbers: Mapping[str, float]) -> None:
+    """Notes what was found of the last whole step's model, and that the best can be told by it.
+
+    Raises: ValueError if config.checkpoint.metric_for_best_model is none of the numbers.
+    """
+    run.evaluated |= {name: float(x) for name, x in numbers.items() if name.startswith("eval/")}
+    name = run.settings.checkpoint.best_metric
+    if name and name not in run.evaluated:
+        known = ", ".join(sorted(run.evaluated)) or "none, since nothing is evaluated here"
+        raise ValueError(
+            f"config.checkpoint.metric_for_best_model is {run.settings.checkpoint.metric_for_best_model!r}, which "
+            f'no evaluation of this run tells; known are: {known}. Set one of these, or "".'
+        )
 
 
 def owes_evaluation(run: Run, *, every: int) -> bool:
@@ -80,11 +99,21 @@ def owes_evaluation(run: Run, *, every: int) -> bool:
     return due and not run.whole.looked
 
 
+def owes_checkpoint(run: Run, *, every: int) -> bool:
+    """Whether it is time to save the last whole step. Raises: RuntimeError if an earlier save has failed."""
+    run.keeper.check()
+    if is_time(run.whole.step, every=every, last=run.settings.max_steps):
+        return True
+    seconds = run.settings.checkpoint.save_seconds
+    # clocks differ between processes: one says so for all
+    return seconds > 0 and bool(distributed.largest([run.keeper.seconds_since_save >= seconds])[0])
+
+
 def keep(run: Run) -> None:
     """Saves all that is needed to go on after the last whole step; training does not wait for the disk."""
     record = {**dataclasses.asdict(run.whole), "seed": run.settings.seed}
     moved = run.ref_params if run.mix_reference else None
-    run.keeper.save(run.whole.step, run.state, record, second=moved)
+    run.keeper.save(run.whole.step, run.state, record, second=moved, evaluated=run.evaluated)
 
 
 def heed(run: Run, step: int, numbers: Mapping[str, float]) -> bool:

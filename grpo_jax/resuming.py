@@ -6,5 +6,5 @@ from grpo_jax.checkpoints import Checkpoints
 
 
 def last_step(keeper: Checkpoints) -> int:
-    """The step to go on after; 0 for a new run."""
-    return keeper.latest_step() or 0
+    """The step to go on after; 0 for a new run. Raises: checkpoints.Damaged if the newest is not whole."""
+    return keeper.newest_step() or 0

@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_jax import distributed, metrics
+from grpo_jax import distributed, metrics, whole_files
 from grpo_jax.checkpoints import Checkpoints
 
 FILE = "roll_backs.json"
@@ -58,12 +57,8 @@ def read(folder: Path) -> list[RollBack]:
 def write(folder: Path, found: Sequence[RollBack]) -> None:
     """Replaces the list in one move; the first process does."""
     if distributed.is_first():
-        part = folder / f"{FILE}.part"
-        with part.open("w") as file:
-            json.dump([dataclasses.asdict(entry) for entry in found], file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, folder / FILE)
+        entries = [dataclasses.asdict(entry) for entry in found]
+        whole_files.write_text(folder / FILE, json.dumps(entries, indent=2) + "\n")
 
 
 def finish(folder: Path, keeper: Checkpoints) -> None:
@@ -76,7 +71,7 @@ def finish(folder: Path, keeper: Checkpoints) -> None:
     (first_step,) = distributed.largest([pending])  # another process may see an older list
     if not first_step:
         return
-    keeper.set_aside([step for step in keeper.steps() if step >= first_step])
+    keeper.set_aside([step for step in (*keeper.steps(), *keeper.damage()) if step >= first_step])
     if distributed.is_first():
         metrics.abandon(folder, first_step, roll_back=len(found))
         write(folder, [*found[:-1], dataclasses.replace(found[-1], done=True)])

@@ -60,7 +60,7 @@ class Whole:
 
 @dataclasses.dataclass
 class Run:
-    """The rooms of one run; `state`, `whole` and, where the reference follows, `ref_params` are replaced."""
+    """The rooms of one run; `state`, `whole`, `evaluated` and, where the reference follows, `ref_params` are replaced."""
 
     settings: Settings
     folder: Path
@@ -83,6 +83,9 @@ class Run:
     alarms: alarms.Alarms
     began_after: int  # the step that this program goes on after, 0 for a new run
     whole: Whole  # the last whole step: what a run that is stopped now would keep
+    evaluated: dict[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # numbers of the evaluation after it
 
 
 def cpu_devices(s: Settings) -> int:
@@ -110,7 +113,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     settings_checks.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
     use_compilation_cache(s.compilation_cache)
     run_folder.write_config(folder, config)
-    keeper = checkpoints.Checkpoints(folder / run_folder.CHECKPOINTS, keep=s.checkpoint.save_total_limit)
+    keeper = make_keeper(s, folder)
     roll_backs.finish(folder, keeper)
     done = resuming.last_step(keeper)
     teller = open_teller(folder, s, config, first_step=done + 1 if done else 0, started_at=started_at)
@@ -172,6 +175,18 @@ def make_judge(s: Settings, specs: Sequence[registry.RewardSpec]) -> Judge:
     return Judge(
         specs, num_workers=s.reward.num_workers, timeout_s=s.reward.timeout_s, memory_mb=s.reward.memory_mb
     )
+
+
+def make_keeper(s: Settings, folder: Path) -> checkpoints.Checkpoints:
+    """The run's checkpoints; removes what killed saves have left."""
+    keeping = s.checkpoint
+    retention = checkpoints.Retention(
+        save_total_limit=keeping.save_total_limit,
+        keep_every_steps=keeping.keep_every_steps,
+        metric_for_best_model=keeping.best_metric,
+        greater_is_better=keeping.greater_is_better,
+    )
+    return checkpoints.Checkpoints(folder / run_folder.CHECKPOINTS, retention=retention)
 
 
 def limits_of_alarms(s: Settings, opened: policy.Policy) -> alarms.AlarmParams:

@@ -138,9 +138,21 @@ class CheckpointParams:
     """What is kept; see `checkpoints.py`."""
 
     save_steps: int  # every so many steps, and at the end; 0: only at the end
+    save_seconds: float  # also when so many seconds have passed since the last one; 0: never
     save_total_limit: int  # newest checkpoints kept
+    keep_every_steps: int  # also those of every so many steps; 0: none
+    metric_for_best_model: (
+        str  # also the best by this number of an evaluation, with or without "eval/"; "": none
+    )
+    greater_is_better: bool
     export_dtype: str  # of final/: "auto" (as the model came), "float32", "bfloat16", "float16"
     export_shard_gb: float  # gigabytes of one weight file at most
+
+    @property
+    def best_metric(self) -> str:
+        """`metric_for_best_model` as evaluations tell it; "" for none."""
+        name = self.metric_for_best_model
+        return f"eval/{name}" if name and not name.startswith("eval/") else name
 
 
 @dataclasses.dataclass(frozen=True)

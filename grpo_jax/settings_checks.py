@@ -266,7 +266,7 @@ def _check_alarms(settings: Settings) -> None:
     }
     for name, (action, steps) in streaks.items():
         meanwhile = -(-(steps - 1) // keeping.save_steps) if steps and keeping.save_steps else 0
-        if action != "warn" and keeping.save_total_limit <= meanwhile:
+        if action != "warn" and keeping.save_total_limit <= meanwhile and not keeping.keep_every_steps:
             raise ValueError(
                 f"config.alarms.{name} is {action!r} after {steps} steps in a row, in which {meanwhile} checkpoints "
                 f"may be saved; config.checkpoint.save_total_limit {keeping.save_total_limit} would keep none from "

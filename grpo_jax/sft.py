@@ -66,7 +66,7 @@ def teach(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> None
         keeping.mark_whole(this, step)
         if is_time(step, every=s.sft.eval_steps, last=s.max_steps):
             evaluate(this, answers, learner)
-        if is_time(step, every=s.sft.save_steps, last=s.max_steps):
+        if keeping.owes_checkpoint(this, every=s.sft.save_steps):
             keeping.keep(this)
 
 
@@ -110,6 +110,7 @@ def validate(this: Run, answers: WorkedAnswers, learner: SupervisedLearner, *, s
     rows = [answers.rows[problem.index] for problem in mine]
     loss = learner.loss(this.state.params, rows, frozen=this.frozen)
     this.teller.tell_evaluation(step, {"eval/loss": loss})
+    keeping.mark_evaluated(this, {"eval/loss": loss})
 
 
 def write_record(this: Run, answers: WorkedAnswers) -> None:

@@ -65,7 +65,7 @@ def prepare(
     check_record(folder, answers)
     s = s.supervised(s.sft.num_updates(len(answers.problems)))
     run_folder.write_config(folder, config)
-    keeper = checkpoints.Checkpoints(folder / run_folder.CHECKPOINTS, keep=s.checkpoint.save_total_limit)
+    keeper = run.make_keeper(s, folder)
     roll_backs.finish(folder, keeper)
     done = resuming.last_step(keeper)
     first = done + 1 if done else 0

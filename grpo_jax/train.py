@@ -86,7 +86,7 @@ def train(run: Run) -> None:
         keeping.mark_whole(run, step)
         if is_time(step, every=run.settings.evaluation.eval_steps, last=last):
             look(run, step=step)
-        if is_time(step, every=run.settings.checkpoint.save_steps, last=last):
+        if keeping.owes_checkpoint(run, every=run.settings.checkpoint.save_steps):
             keeping.keep(run)
 
 
@@ -241,6 +241,7 @@ def samples(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> list[metri
 def look(run: Run, *, step: int) -> None:
     """Evaluates the policy as it is, on each held-out task, and keeps what it answered."""
     if not run.held_out:
+        keeping.mark_evaluated(run, {})
         return keeping.mark_looked(run)
     started = time.perf_counter()
     count = sum(len(found.problems) for found in run.held_out)
@@ -258,6 +259,7 @@ def look(run: Run, *, step: int) -> None:
     timing = {"time/evaluate": time.perf_counter() - started}
     told = evaluation.of_tasks(results) | timing
     run.teller.tell_evaluation(step, told, samples=[first_sample(record) for record in kept])
+    keeping.mark_evaluated(run, told)
     keeping.mark_looked(run)
 
 

@@ -162,7 +162,7 @@ def test_a_supervised_run_that_diverges_is_stopped_too(model, tmp_path, cache):
     overrides = (f"--config.sft.output_dir={tmp_path / 's'}", "--config.sft.learning_rate=1e30")
     more = ("--config.sft.save_steps=1", "--config.sft.num_rows=4", "--config.sft.validation_problems=4")
     _, _, _, *rest = micro_run.command(model, tmp_path / "unused", cache, *overrides, *more)
-    done = micro_run.run([sys.executable, "tools/sft.py", *rest], status=4)
+    done = micro_run.run([sys.executable, "-m", "grpo_jax.sft", *rest], status=4)
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("stopped by alarm non_finite at step 2: ")
     assert "The last good checkpoint is of step 1" in line and "lower config.sft.learning_rate" in line

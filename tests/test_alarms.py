@@ -34,7 +34,8 @@ NONE = {"reward": 0.0, "accuracy": 0.0, "reward_std": 0.0}
 
 def raised(steps: list[dict[str, float]], **limits: Any) -> list[tuple[int, str]]:
     """(step, alarm) of all that is raised when these steps, changes of a healthy one, follow each other."""
-    watch = Alarms(AlarmParams(**{"gap_limit": 1e-3} | limits))
+    fields: dict[str, Any] = {"gap_limit": 1e-3} | limits
+    watch = Alarms(AlarmParams(**fields))
     found = [watch.watch(step, HEALTHY | numbers) for step, numbers in enumerate(steps, start=1)]
     return [(entry.step, entry.alarm.name) for entries in found for entry in entries]
 

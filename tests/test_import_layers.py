@@ -19,13 +19,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: dict[int, set[str]] = {
-    0: {"structs", "console", "configs", "endings"},
+    0: {"structs", "console", "configs", "endings", "whole_files"},
     1: {
         "models",
         "rewards",
         "mesh",
         "distributed",
-        "checkpoints",
+        "checkpoint_folder",
         "digests",
         "chips",
         "compilations",
@@ -35,9 +35,9 @@ FLOORS: dict[int, set[str]] = {
         "stop_strings",
         "text",
     },
-    2: {"sampling", "learning", "data", "metrics", "report", "watch", "alarms"},
-    3: {"policy", "rollout", "run_folder", "tiny_tokenizer", "roll_backs"},
-    4: {"evaluation", "dynamic_sampling"},
+    2: {"sampling", "learning", "data", "metrics", "report", "watch", "alarms", "checkpoint_reading"},
+    3: {"checkpoints", "policy", "rollout", "run_folder", "tiny_tokenizer"},
+    4: {"evaluation", "dynamic_sampling", "roll_backs"},
     5: {"settings", "worked_answers"},
     6: {"settings_checks", "restored", "problem_loading", "resuming"},
     7: {"run", "suite"},
@@ -48,11 +48,14 @@ FLOORS: dict[int, set[str]] = {
 }
 
 KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the floors below it
-    "models": set(),
+    "models": {"whole_files"},
     "mesh": set(),
     "distributed": set(),
     "watch": {"distributed", "endings"},
-    "checkpoints": {"digests"},
+    "checkpoints": {"checkpoint_reading", "checkpoint_folder", "digests", "distributed", "whole_files"},
+    "checkpoint_reading": {"checkpoint_folder", "digests"},
+    "checkpoint_folder": {"whole_files"},
+    "whole_files": set(),
     "digests": set(),
     "chips": set(),
     "compilations": set(),
@@ -85,7 +88,7 @@ DOORS: dict[str, set[str]] = {  # outside library -> exactly the rooms that impo
     "ml_collections": {"command_line", "configs"},
     "ml_dtypes": {"models"},
     "optax": {"learning"},
-    "orbax": {"checkpoints"},
+    "orbax": {"checkpoints", "checkpoint_reading"},
     "rich": {"console"},
     "safetensors": {"models"},
     "sympy": {"rewards"},

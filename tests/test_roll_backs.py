@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from grpo_jax import checkpoints, metrics, roll_backs
-from grpo_jax.checkpoints import Checkpoints
+from grpo_jax.checkpoints import Checkpoints, Reader, Retention
 from grpo_jax.roll_backs import RollBack
 
 BACK = RollBack("kl", at=7, to=2, data={"position": 7})
@@ -32,11 +32,15 @@ def before(tmp_path_factory) -> Path:
             teller.tell_samples(step, [SAMPLE])
             if step == 2:
                 teller.tell_evaluation(2, {"accuracy": 0.5})
-    keeper = Checkpoints(folder / "checkpoints", keep=9)
+    keeper = keeper_of(folder / "checkpoints")
     for step in (2, 4, 6):
         keeper.save(step, {"a": jnp.full(3, float(step))}, {"step": step})
     keeper.close()
     return folder
+
+
+def keeper_of(folder: Path) -> Checkpoints:
+    return Checkpoints(folder, retention=Retention(9))
 
 
 def open_teller(folder: Path, *, first_step: int = 0, tensorboard: bool = False) -> metrics.Teller:
@@ -60,11 +64,11 @@ def nothing(folder: Path) -> None:
 
 
 def one_set_aside(folder: Path) -> None:
-    Checkpoints(folder / "checkpoints", keep=9).set_aside([6])
+    keeper_of(folder / "checkpoints").set_aside([6])
 
 
 def all_set_aside(folder: Path) -> None:
-    Checkpoints(folder / "checkpoints", keep=9).set_aside([4, 6])
+    keeper_of(folder / "checkpoints").set_aside([4, 6])
 
 
 def copied_but_not_cut(folder: Path) -> None:
@@ -106,10 +110,10 @@ def test_a_roll_back_that_was_cut_is_finished(before, tmp_path, cut):
     told = {name: lines(folder / f"{name}.jsonl") for name in ("metrics", "samples")}
     roll_backs.write(folder, [BACK])
     cut(folder)
-    keeper = Checkpoints(folder / "checkpoints", keep=9)
+    keeper = keeper_of(folder / "checkpoints")
     roll_backs.finish(folder, keeper)
     assert keeper.steps() == [2] and keeper.latest_step() == 2
-    aside = Checkpoints(folder / "checkpoints" / "set_aside", keep=9)
+    aside = Reader(folder / "checkpoints" / "set_aside")
     assert aside.steps() == [4, 6]  # whole, and as they were
     kept, _ = aside.restore(6, checkpoints.like({"a": jnp.zeros(3)}))
     np.testing.assert_array_equal(kept["a"], [6.0, 6.0, 6.0])
@@ -124,7 +128,7 @@ def test_a_roll_back_that_was_cut_is_finished(before, tmp_path, cut):
 def test_one_that_is_done_touches_nothing(before, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(before, folder)
-    keeper = Checkpoints(folder / "checkpoints", keep=9)
+    keeper = keeper_of(folder / "checkpoints")
     roll_backs.finish(folder, keeper)  # no list at all
     roll_backs.write(folder, [RollBack("kl", at=7, to=2, data={}, done=True)])
     told = (folder / "metrics.jsonl").read_bytes()
@@ -135,7 +139,7 @@ def test_one_that_is_done_touches_nothing(before, tmp_path):
 def test_a_second_roll_back_keeps_what_the_first_abandoned(before, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(before, folder)
-    keeper = Checkpoints(folder / "checkpoints", keep=9)
+    keeper = keeper_of(folder / "checkpoints")
     for number in (1, 2):
         done = roll_backs.read(folder)
         roll_backs.write(folder, [*done, BACK])
@@ -148,7 +152,7 @@ def test_a_second_roll_back_keeps_what_the_first_abandoned(before, tmp_path):
     assert marks == [(1, 3), (1, 4), (1, 5), (1, 6), (1, 7), (2, 3)]
     assert keeper.steps() == [2, 4]
     aside = sorted(path.name for path in (folder / "checkpoints" / "set_aside").iterdir())
-    assert aside == ["4", "4_2", "6"]
+    assert aside == ["4", "4.1", "6"]
     keeper.close()
 
 
