@@ -205,6 +205,27 @@ def get_config() -> ConfigDict:
     config.evaluation.num_generations = 1  # samples a problem
     config.evaluation.temperature = 0.0  # 0: the likeliest token always
 
+    config.alarms = ConfigDict()  # what a run watches; each "warn", "stop" (exit status 4) or "roll_back"
+    config.alarms.non_finite = "stop"  # or "roll_back": loss or gradient norm not finite
+    config.alarms.zero_reward = "warn"  # no completion was right or earned anything
+    config.alarms.zero_reward_steps = 50  # steps in a row; 0: off
+    config.alarms.no_signal = "warn"  # no group had rewards that differ
+    config.alarms.no_signal_steps = 20  # steps in a row; 0: off
+    config.alarms.kl = "warn"  # mean KL to the reference, where it is a term of the loss, above
+    config.alarms.kl_limit = 2.0  # nats a token; 0: off
+    config.alarms.entropy = "warn"  # mean entropy below
+    config.alarms.entropy_limit = 0.0  # nats a token, 0 or more; 0: off
+    config.alarms.entropy_share = 0.05  # [0, 1): or this share of its first steps' mean; 0: off
+    config.alarms.length = "warn"  # mean completion length above
+    config.alarms.length_factor = 4.0  # times its first steps' mean, above 1; 0: off
+    config.alarms.clipped = "warn"  # share of completions that were cut
+    config.alarms.clipped_limit = 0.9  # [0, 1): above this
+    config.alarms.clipped_steps = 20  # steps in a row; 0: off
+    config.alarms.gap = "warn"  # a token's log-probability, sampled and trained, differs by more than
+    config.alarms.gap_limit = -1.0  # nats; -1: 1e-3 in float32 on a CPU, 5 with coarser numbers; 0: off
+    config.alarms.first_steps = 10  # how many "first steps" are, 1 or more
+    config.alarms.max_roll_backs = 3  # of a whole run; the next alarm stops it
+
     config.telling = ConfigDict()
     config.telling.completions_every_steps = 5  # steps between two tables of samples; 0: none
     config.telling.num_completions_to_print = 3  # samples a table, 1 or more

@@ -1,5 +1,7 @@
 """What a run keeps, when, and how it goes on from that: the last whole step, checkpoints, the final model.
 
+And what it does about alarms: it tells them, ends, or goes on from an earlier checkpoint (`roll_backs.py`).
+
 Shared by GRPO (`train.py`) and supervised learning (`sft.py`). A step is whole when its update is done, its
 numbers are told and the reference has followed: whatever stops a run, it is a whole step that is kept.
 """
@@ -14,7 +16,10 @@ from typing import Any
 
 import jax
 
-from grpo_jax import checkpoints, distributed, policy, report, resuming
+from grpo_jax import alarms, checkpoints, distributed, endings, policy, report, resuming, roll_backs
+from grpo_jax.alarms import Raised
+from grpo_jax.endings import Ended
+from grpo_jax.roll_backs import RollBack
 from grpo_jax.run import Run, Whole
 
 
@@ -35,37 +40,69 @@ def restore(run: Run) -> None:
 def _restore(run: Run, start: resuming.Start) -> None:
     step = start.step
     run.teller.tell_message(f"going on after step {step} of {run.settings.max_steps}")
-    run.state, record = run.keeper.restore(step, checkpoints.like(run.state))
-    num_done = int(run.state.num_updates)
+    record, of_reference = read(run, step)
+    of_data = go_on(run, step, record, roll_backs.read(run.folder))
     for remark in (
         resuming.place_remark(record.get("place", {}), place(run)),
-        *resuming.schedule_remarks(start.changes, run.settings, num_done=num_done),
-        restore_reference(run, record),
-        restore_data(run, record),
+        *resuming.schedule_remarks(start.changes, run.settings, num_done=int(run.state.num_updates)),
+        of_reference,
+        of_data,
     ):
         if remark:
             run.teller.tell_message(f"note: {remark}")
-    run.whole = Whole(step, run.problem_batches.get_state(), looked=start.looked)
 
 
-def restore_reference(run: Run, record: dict[str, Any]) -> str:
-    """Takes a reference that has moved from the checkpoint. Returns what to tell where it has none."""
+def read(run: Run, step: int) -> tuple[dict[str, Any], str]:
+    """Replaces state and moved reference by those of a checkpoint.
+
+    Returns: its record, and what to tell where it has no such reference.
+    """
+    run.state, record = run.keeper.restore(step, emptied(run.state))
     if not run.mix_reference:
-        return ""
+        return record, ""
     if not record.get("has_reference", True):
-        return "the checkpoint has no reference that moved: it begins as the starting model"
-    run.ref_params = run.keeper.restore_second(run.start.step, checkpoints.like(run.ref_params))
-    return ""
+        return record, "the checkpoint has no reference that moved: it begins as the starting model"
+    run.ref_params = run.keeper.restore_second(step, emptied(run.ref_params))
+    return record, ""
 
 
-def restore_data(run: Run, record: dict[str, Any]) -> str:
-    """Goes to the checkpoint's position in the data. Returns what to tell where the data begins anew.
+def emptied(tree: Any) -> Any:
+    """The shapes of a tree whose arrays are given up: devices may have no room for two."""
+    shapes = checkpoints.like(tree)
+    jax.tree.map(lambda x: x.delete(), tree)
+    return shapes
+
+
+def go_on(run: Run, step: int, record: dict[str, Any], listed: list[RollBack]) -> str:
+    """Takes from a record, and from the roll-backs that have led to it since, what is no array.
+
+    Returns: what to tell where the data begins anew.
+    """
+    saved_with = record.get("roll_backs", 0)
+    behind = roll_backs.applied(listed, step=step, saved_with=saved_with)
+    if behind != listed:
+        roll_backs.write(run.folder, behind)
+    remark = restore_data(run, behind[-1].data if len(behind) > saved_with else record["data"])
+    run.evaluated = {}
+    run.alarms.set_state(record.get("alarms", {}))
+    run.whole = Whole(
+        step,
+        run.problem_batches.get_state(),
+        looked=record.get("looked", True),
+        alarms=run.alarms.state(),
+        roll_backs=max(len(behind), saved_with),
+    )
+    return remark
+
+
+def restore_data(run: Run, position: dict[str, Any]) -> str:
+    """Goes to a checkpoint's position in the data. Returns what to tell where the data begins anew.
 
     Raises: ValueError where the data is not that of the checkpoint, and nobody said that it may differ.
     """
     at_begin = run.problem_batches.get_state()
     try:
-        run.problem_batches.set_state(record["data"])
+        run.problem_batches.set_state(position)
     except ValueError as error:
         if not run.start.may_deal_anew:
             raise ValueError(
@@ -92,7 +129,9 @@ def place(run: Run) -> dict[str, Any]:
 
 def mark_whole(run: Run, step: int) -> None:
     """Says that nothing of this step is missing but its evaluation, if it is time for one."""
-    run.whole, run.evaluated = Whole(step, run.problem_batches.get_state(), looked=False), {}
+    data, watched = run.problem_batches.get_state(), run.alarms.state()
+    run.whole = Whole(step, data, looked=False, alarms=watched, roll_backs=run.whole.roll_backs)
+    run.evaluated = {}
 
 
 def mark_looked(run: Run) -> None:
@@ -154,6 +193,68 @@ def _save(run: Run) -> None:
         "has_reference": moved is not None,
     }
     run.keeper.save(run.whole.step, run.state, record, second=moved, evaluated=run.evaluated)
+
+
+def heed(run: Run, step: int, numbers: Mapping[str, float]) -> bool:
+    """Looks for alarms in the numbers of a step that is not whole yet, and does what they say.
+
+    Returns: whether the run has gone back to a checkpoint, after which it goes on.
+
+    Raises: Ended if an alarm stops the run; nothing of the step is saved.
+    """
+    raised = run.alarms.watch(step, numbers)
+    for warning in raised:
+        if warning.action == "warn":
+            run.teller.tell_message(f"  {warning.line}; {warning.alarm.cure}")
+    worst = alarms.worst(raised)
+    if worst is None:
+        return False
+    run.keeper.wait()  # only then is it known which checkpoints there are
+    listed = roll_backs.read(run.folder)[: run.whole.roll_backs]
+    to, most = (
+        roll_backs.target(run.keeper.steps(), listed, before=worst.since),
+        run.settings.alarms.max_roll_backs,
+    )
+    if worst.action == "stop" or to is None or run.whole.roll_backs >= most:
+        raise Ended(farewell(run, worst), status=endings.ALARM)
+    run.teller.tell_message(
+        f"  {worst.line}; going back to the checkpoint of step {to}, and on with other problems and samples: "
+        f"roll-back {run.whole.roll_backs + 1} of at most {most}"
+    )
+    roll_back(run, listed, RollBack(worst.alarm.name, step, to, run.problem_batches.get_state()))
+    return True
+
+
+def roll_back(run: Run, listed: list[RollBack], back: RollBack) -> None:
+    """Goes on after an earlier checkpoint; the order, and why, is at the head of `roll_backs.py`."""
+    record, _ = read(run, back.to)
+    roll_backs.write(run.folder, [*listed, back])
+    with run.teller.rewound(back.to + 1):
+        roll_backs.finish(run.folder, run.keeper)
+    told = {**record, "looked": True}  # the evaluation after that step was told before the next one was done
+    go_on(run, back.to, told, [*listed, dataclasses.replace(back, done=True)])
+
+
+def farewell(run: Run, worst: Raised) -> str:
+    """One line: what stopped the run, what is left, and how to go on."""
+    steps, most = run.keeper.steps(), run.settings.alarms.max_roll_backs
+    good = roll_backs.target(steps, [], before=worst.since)
+    line = f"stopped by {worst.line}"
+    if worst.action == "roll_back" and good is not None:
+        line += f", after {run.whole.roll_backs} roll-backs (config.alarms.max_roll_backs {most})"
+    if good is None:
+        return (
+            f"{line}. No checkpoint is from before step {worst.since}: {worst.alarm.cure}, and start in another "
+            "config.output_dir."
+        )
+    ways = f"{worst.alarm.cure} (config.checkpoint.accept_changes names fields that may change)"
+    if worst.alarm.name != "non_finite":
+        ways += f" or set config.alarms.{worst.alarm.name}=warn"
+    newer = f", with --config.checkpoint.resume_step={good}" if good < steps[-1] else ""
+    return (
+        f"{line}. The last good checkpoint is of step {good}, in {run.keeper.folder}. To go on from it, {ways}; "
+        f"else the same command{newer}."
+    )
 
 
 def finish(run: Run) -> None:

@@ -17,8 +17,9 @@ import math
 import numbers
 import os
 import re
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -209,6 +210,18 @@ class Teller:
         """One plain line, for what takes long enough that a reader wonders."""
         self._screen.message(text)
 
+    @contextlib.contextmanager
+    def rewound(self, first_step: int) -> Iterator[None]:
+        """Inside, the files are closed and may be rewritten; then telling goes on with `first_step`."""
+        files = (self._metrics_file, self._samples_file)
+        for file in files:
+            file.close()
+        yield
+        for file in files:
+            file.open()
+        for sink in self._sinks:
+            sink.rewind(first_step)
+
     def finish(self) -> None:
         """Closes everything, also when one of the parts fails to close. May be called twice."""
         parts, self._parts = self._parts, ()
@@ -253,6 +266,10 @@ class SilentTeller:
 
     def tell_message(self, text: str) -> None: ...
 
+    @contextlib.contextmanager
+    def rewound(self, first_step: int) -> Iterator[None]:
+        yield
+
     def finish(self) -> None: ...
 
     def __enter__(self) -> SilentTeller:
@@ -289,12 +306,30 @@ def rewind(run_dir: str | Path, step: int, *, looked: bool = True) -> None:
     for name in (METRICS_FILE, SAMPLES_FILE):
         path = Path(run_dir) / name
         if path.exists():
-            rest = path.with_suffix(".jsonl.part")
-            with path.open("rb") as old, rest.open("wb") as new:
-                new.writelines(line for line in old if _is_before(line, step, looked=looked))
-                new.flush()
-                os.fsync(new.fileno())
-            os.replace(rest, path)
+            with path.open("rb") as old:
+                _write_whole(path, (line for line in old if _is_before(line, step, looked=looked)))
+
+
+def abandon(run_dir: str | Path, step: int, *, roll_back: int) -> None:
+    """Moves what the run folder tells of `step` and later to NAME_rolled_back.jsonl, marked with `roll_back`.
+
+    Doing it again, after a kill anywhere in here, leaves the same files.
+    """
+    for name in (METRICS_FILE, SAMPLES_FILE):
+        path = Path(run_dir) / name
+        aside = path.with_stem(f"{path.stem}_rolled_back")
+        told = aside.read_bytes().splitlines(keepends=True) if aside.exists() else []
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        moved = [
+            line
+            for line in lines
+            if _is_before(line, sys.maxsize, looked=True) and not _is_before(line, step, looked=True)
+        ]
+        if moved:
+            marked = [json.dumps({"roll_back": roll_back, **json.loads(line)}) + "\n" for line in moved]
+            new = [line for text in marked if (line := text.encode()) not in told]
+            _write_whole(aside, [*told, *new])
+    rewind(run_dir, step)
 
 
 def untimed(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -333,7 +368,11 @@ class JsonLines:
     """A file to which objects are appended, one a line, each handed to the system at once."""
 
     def __init__(self, path: Path):
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self.open()
+
+    def open(self) -> None:
+        self._file = self._path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
@@ -341,6 +380,16 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _write_whole(path: Path, lines: Iterable[bytes]) -> None:
+    """In one move: never half a file."""
+    part = path.with_suffix(".jsonl.part")
+    with part.open("wb") as new:
+        new.writelines(lines)
+        new.flush()
+        os.fsync(new.fileno())
+    os.replace(part, path)
 
 
 def _plain_number(value: Any) -> float | int | None:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from grpo_jax import (
+    alarms,
     checkpoint_folder,
     checkpoints,
     console,
@@ -23,6 +25,7 @@ from grpo_jax import (
     policy,
     problem_loading,
     resuming,
+    roll_backs,
     run_folder,
     settings_checks,
     stopping,
@@ -54,11 +57,13 @@ class Whole:
     step: int  # 0: none yet
     data: dict[str, Any]  # position of the problems after it
     looked: bool  # nothing is owed of the evaluation after it
+    alarms: dict[str, Any] = dataclasses.field(default_factory=dict)  # `Alarms.state` after it
+    roll_backs: int = 0  # how often the run has gone back before it; see `roll_backs.py`
 
 
 @dataclasses.dataclass
 class Run:
-    """The rooms of one run; only `state`, `whole`, `evaluated` and, where the reference follows, `ref_params` change."""
+    """The rooms of one run; `state`, `whole`, `evaluated` and, where the reference follows, `ref_params` are replaced."""
 
     settings: Settings
     folder: Path
@@ -79,6 +84,7 @@ class Run:
     ref_params: Any  # None without a KL term, and with LoRA, where the frozen weights are the reference
     mix_reference: Any  # (ref_params, params) -> ref_params; None where the reference stays as it is
     start: resuming.Start  # where this program began
+    alarms: alarms.Alarms
     whole: Whole  # the last whole step: what a run that is stopped now would keep
     stopper: stopping.Stopper  # hears what stops the run, and is told when no step is whole
     evaluated: dict[str, float] = dataclasses.field(
@@ -121,6 +127,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float, stopper: 
     own(folder, stopper)
     write_config(folder, config, changes, s)
     keeper = make_keeper(s, folder)
+    roll_backs.finish(folder, keeper)
     start = resuming.begin(keeper, folder, s, changes, last=s.max_steps)
     teller = open_teller(folder, s, config, start, started_at=started_at)
     stoppable(stopper, teller)
@@ -163,6 +170,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float, stopper: 
         if s.grpo.ref_model_sync_steps
         else None,
         start=start,
+        alarms=alarms.Alarms(limits_of_alarms(s, opened)),
         whole=Whole(0, problem_batches.get_state(), looked=False),
         stopper=stopper,
     )
@@ -209,6 +217,18 @@ def make_keeper(s: Settings, folder: Path) -> checkpoints.Checkpoints:
         greater_is_better=keeping.greater_is_better,
     )
     return checkpoints.Checkpoints(folder / run_folder.CHECKPOINTS, retention=retention)
+
+
+def limits_of_alarms(s: Settings, opened: policy.Policy) -> alarms.AlarmParams:
+    """The config's, and what follows from how the run computes and compares rewards."""
+    limits = s.alarms
+    if limits.gap_limit < 0:
+        exact = jax.default_backend() == "cpu" and opened.dtype == jnp.float32
+        exact = exact and s.rollout.sampling_weights == "compute" and not (s.lora.r and s.lora.lora_dropout)
+        limits = dataclasses.replace(limits, gap_limit=alarms.EXACT_GAP if exact else alarms.ROUNDED_GAP)
+    if s.advantages.advantage_estimator in ("batch_mean", "none"):  # groups of equal rewards teach too
+        limits = dataclasses.replace(limits, no_signal_steps=0)
+    return limits
 
 
 def rounded_up(length: int) -> int:

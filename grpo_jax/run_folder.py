@@ -28,6 +28,7 @@ MAY_CHANGE = {  # when a run goes on: what decides no number of it
     "output_dir",
     "compilation_cache",
     "checkpoint",
+    "alarms",
     "telling",
     "distributed",
     "sft",

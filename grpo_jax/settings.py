@@ -12,6 +12,7 @@ from typing import Any
 
 from grpo_jax import mesh as mesh_lib
 from grpo_jax import notices
+from grpo_jax.alarms import AlarmParams
 from grpo_jax.data import tasks
 from grpo_jax.data.data_params import DataParams
 from grpo_jax.distributed import DistributedParams
@@ -194,6 +195,7 @@ class Settings:
     sft: SFTParams
     checkpoint: CheckpointParams
     evaluation: EvaluationParams
+    alarms: AlarmParams
     telling: TellingParams
 
     @property
@@ -320,6 +322,7 @@ SECTIONS: dict[str, type] = {
     "sft": SFTParams,
     "checkpoint": CheckpointParams,
     "evaluation": EvaluationParams,
+    "alarms": AlarmParams,
     "telling": TellingParams,
 }
 

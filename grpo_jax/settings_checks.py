@@ -28,6 +28,7 @@ def check(settings: Settings, *, num_processes: int) -> None:
     _check_rewards(settings)
     _check_lora(settings.lora)
     _check_rows(settings, num_processes=num_processes)
+    _check_alarms(settings)
 
 
 def check_model(settings: Settings, spec: ModelSpec, *, tensor: int) -> None:
@@ -257,6 +258,24 @@ def _check_rows(settings: Settings, *, num_processes: int) -> None:
             f"set config.rollout.num_prompts to a multiple of "
             f"{_smallest_prompts(rollout.num_generations, divisor, num_processes)}."
         )
+
+
+def _check_alarms(settings: Settings) -> None:
+    """Of the checkpoints that are kept, one must be from before the steps that raise an alarm."""
+    limits, keeping = settings.alarms, settings.checkpoint
+    streaks = {
+        "zero_reward": (limits.zero_reward, limits.zero_reward_steps),
+        "no_signal": (limits.no_signal, limits.no_signal_steps),
+        "clipped": (limits.clipped, limits.clipped_steps),
+    }
+    for name, (action, steps) in streaks.items():
+        meanwhile = -(-(steps - 1) // keeping.save_steps) if steps and keeping.save_steps else 0
+        if action != "warn" and keeping.save_total_limit <= meanwhile and not keeping.keep_every_steps:
+            raise ValueError(
+                f"config.alarms.{name} is {action!r} after {steps} steps in a row, in which {meanwhile} checkpoints "
+                f"may be saved; config.checkpoint.save_total_limit {keeping.save_total_limit} would keep none from "
+                f"before them. Set it to {meanwhile + 1}, or config.checkpoint.save_steps higher."
+            )
 
 
 def _shorter(prompt: int, answer: int, room: int, name: str) -> str:

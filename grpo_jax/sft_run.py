@@ -20,12 +20,14 @@ from grpo_jax import (
     policy,
     problem_loading,
     resuming,
+    roll_backs,
     run,
     run_folder,
     settings_checks,
     worked_answers,
 )
 from grpo_jax import mesh as mesh_lib
+from grpo_jax.alarms import Alarms
 from grpo_jax.data import dealing, problem_sets
 from grpo_jax.data.problems import ProblemSet, all_problems
 from grpo_jax.learning import supervised, train_state
@@ -66,6 +68,7 @@ def prepare(
     run.own(folder, stopper)
     run.write_config(folder, config, changes, s)
     keeper = run.make_keeper(s, folder)
+    roll_backs.finish(folder, keeper)
     start = resuming.begin(keeper, folder, s, changes, last=s.max_steps)
     teller = run.open_teller(folder, s, config, start, started_at=started_at, table=console.SFT_TABLE)
     run.stoppable(stopper, teller)
@@ -131,6 +134,8 @@ def build(
         ref_params=None,
         mix_reference=None,
         start=start,
+        # of the others, rewards and a sampler are missing, and learned answers have little entropy
+        alarms=Alarms(s.alarms, watched={"non_finite"}, learning_rate="config.sft.learning_rate"),
         whole=run.Whole(0, problem_batches.get_state(), looked=False),
         stopper=stopper,
     )

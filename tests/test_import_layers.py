@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: dict[int, set[str]] = {
-    0: {"structs", "console", "configs", "whole_files"},
+    0: {"structs", "console", "configs", "endings", "whole_files"},
     1: {
         "models",
         "rewards",
@@ -37,9 +37,9 @@ FLOORS: dict[int, set[str]] = {
         "stop_strings",
         "text",
     },
-    2: {"sampling", "learning", "data", "metrics", "report", "stopping", "checkpoint_reading"},
+    2: {"sampling", "learning", "data", "metrics", "report", "stopping", "alarms", "checkpoint_reading"},
     3: {"checkpoints", "policy", "rollout", "run_folder", "tiny_tokenizer", "watch"},
-    4: {"evaluation", "dynamic_sampling"},
+    4: {"evaluation", "dynamic_sampling", "roll_backs"},
     5: {"settings", "worked_answers"},
     6: {"settings_checks", "restored", "problem_loading", "resuming"},
     7: {"run", "suite"},
@@ -60,11 +60,13 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "notices": set(),
     "run_lock": set(),
     "stopping": {"structs", "command_line", "distributed", "notices"},
-    "watch": {"distributed", "stopping", "structs"},
+    "watch": {"distributed", "endings", "stopping", "structs"},
     "digests": set(),
     "chips": set(),
     "compilations": set(),
-    "command_line": set(),
+    "command_line": {"endings"},
+    "alarms": set(),
+    "endings": set(),
     "stop_strings": set(),
     "text": set(),
     "rewards": {"structs"},
