@@ -24,6 +24,7 @@ from grpo_jax import (
     resuming,
     run_folder,
     settings_checks,
+    starts,
 )
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.data import dealing, problems, streams
@@ -147,6 +148,8 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
         whole=Whole(0, problem_batches.get_state(), looked=False),
     )
     judge.self_test()
+    if distributed.is_first():
+        starts.record(folder, starts.present(mesh), after=done)
     return run
 
 

@@ -20,6 +20,7 @@ STARTED_AT = time.time()  # before the other imports: `seconds` in metrics.jsonl
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -77,7 +78,7 @@ def evaluate(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> N
     keeping.mark_looked(this)
 
 
-def take_step(this: Run, answers: WorkedAnswers, learner: SupervisedLearner, step: int) -> dict[str, float]:
+def take_step(this: Run, answers: WorkedAnswers, learner: SupervisedLearner, step: int) -> dict[str, Any]:
     """One update; replaces the run's state."""
     s, started = this.settings, time.perf_counter()
     rows = [answers.rows[problem.index] for problem in next(this.problem_batches)]

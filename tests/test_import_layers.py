@@ -27,6 +27,7 @@ FLOORS: dict[int, set[str]] = {
         "distributed",
         "checkpoints",
         "digests",
+        "starts",
         "chips",
         "compilations",
         "command_line",
@@ -54,6 +55,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "watch": {"distributed"},
     "checkpoints": {"digests"},
     "digests": set(),
+    "starts": set(),
     "chips": set(),
     "compilations": set(),
     "command_line": set(),
@@ -67,7 +69,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "data": {"structs", "text"},
     # acting, judging and learning are strangers: they meet in rollout and train, through structs
     "sampling": {"structs", "chips", "mesh", "models", "distributed"},
-    "learning": {"structs", "mesh", "models", "distributed"},
+    "learning": {"structs", "mesh", "models", "distributed", "digests"},
     "dynamic_sampling": {"structs", "learning"},
     "worked_answers": {"structs", "text", "learning", "data"},
 }
