@@ -93,8 +93,11 @@ def cpu_devices(s: Settings) -> int:
     return 0 if here and registry_of_models.read_spec(folder).num_weights <= SMALL_MODEL else 1
 
 
-def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
+def prepare(s: Settings, config: dict[str, Any], *, started_at: float, teller: Teller | None = None) -> Run:
     """Builds everything. Call once, after `distributed.start`.
+
+    Args:
+        teller: who hears of it; None: the folder's, which is opened.
 
     Raises: ValueError, FileNotFoundError, FileExistsError for what the user can mend.
     """
@@ -107,7 +110,9 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     run_folder.write_config(folder, config)
     keeper = checkpoints.Checkpoints(folder / run_folder.CHECKPOINTS, keep=s.checkpoint.save_total_limit)
     done = resuming.last_step(keeper)
-    teller = open_teller(folder, s, config, first_step=done + 1 if done else 0, started_at=started_at)
+    teller = teller or open_teller(
+        folder, s, config, first_step=done + 1 if done else 0, started_at=started_at
+    )
     judge = make_judge(s, specs)
     teller.tell_message(
         f"devices: {len(jax.devices())} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}"
@@ -149,7 +154,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     )
     judge.self_test()
     if distributed.is_first():
-        starts.record(folder, starts.present(mesh), after=done)
+        starts.record(folder, starts.present(mesh, config), after=done)
     return run
 
 

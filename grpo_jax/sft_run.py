@@ -76,7 +76,7 @@ def prepare(
     this, learner = build(s, mesh, opened, answers, held_out, judge, keeper, teller)
     judge.self_test()
     if distributed.is_first():
-        starts.record(folder, starts.present(mesh), after=done)
+        starts.record(folder, starts.present(mesh, config), after=done)
     return this, answers, learner
 
 

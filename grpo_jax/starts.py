@@ -24,8 +24,8 @@ PACKAGES = ("jax", "jaxlib", "numpy", "optax", "flax")  # that numbers pass thro
 NO_CAUSE = ("after", "time")  # of an entry: when it was, not how
 
 
-def present(mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """How this process computes: names and versions, in plain types."""
+def present(mesh: jax.sharding.Mesh, config: Mapping[str, Any]) -> dict[str, Any]:
+    """How this process computes: names and versions, in plain types; of the resolved config a digest."""
     device = mesh.devices.flat[0]
     return {
         "grpo_jax": source_digest(),
@@ -37,6 +37,7 @@ def present(mesh: jax.sharding.Mesh) -> dict[str, Any]:
         "devices": mesh.devices.size,
         "processes": jax.process_count(),
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
+        "config": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12],
     }
 
 

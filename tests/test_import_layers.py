@@ -44,7 +44,7 @@ FLOORS: dict[int, set[str]] = {
     7: {"run", "suite"},
     8: {"keeping", "planning", "sft_run"},
     9: {"train"},
-    10: {"sft"},
+    10: {"sft", "doctor", "replaying"},
     11: {"tools"},
 }
 

@@ -150,6 +150,25 @@ class Learner:
                     kl_PG[place] = kl_UAS[u, a, s]
         return kl_PG
 
+    def rollout_logprobs(
+        self, params: Any, minibatches: Sequence[Minibatch], *, frozen: Any = None
+    ) -> dict[tuple[int, int], np.ndarray]:
+        """What the trainer makes of each completion, by its place (problem, generation of this process).
+
+        Args:
+            minibatches: of all completions, whatever their advantage.
+
+        Returns: float32 `[C]` each, natural logarithms; a completion's own tokens are the first.
+        """
+        found = {}
+        for part, minibatch in zip(self.put(minibatches), minibatches, strict=True):
+            scored = self.score(params, frozen, part.batch, part.num_active)
+            logprobs_UASC = mesh_lib.local_rows(jnp.swapaxes(scored.logprobs_AUSC, 0, 1))
+            for i, places in enumerate(minibatch.places):
+                a, u = divmod(i, len(logprobs_UASC))
+                found |= {place: logprobs_UASC[u, a, s] for s, place in enumerate(places)}
+        return found
+
     def put(self, minibatches: Sequence[Minibatch]) -> list[Part]:
         """Minibatches on the mesh, with what is known of all processes."""
         local = [[float(part.batch.completion_mask_AUSC.sum()), part.num_rows] for part in minibatches]
