@@ -307,7 +307,7 @@ def causes(result: Replay, first: Row) -> list[str]:
     lines.append(f"  may be: {CAUSES[first['what']]}")
     others = starts.differences(result.began, result.now)
     if others:
-        return [*lines, f"  another surrounding: {'; '.join(others)}"]
+        return [*lines, f"  recorded at its start and now: {'; '.join(others)}"]
     if not result.began:
         return [*lines, f"  the run has no {starts.ENVIRONMENT_FILE}: what it was computed with is not known"]
     return [

@@ -37,7 +37,7 @@ def present(mesh: jax.sharding.Mesh, config: Mapping[str, Any]) -> dict[str, Any
         "devices": mesh.devices.size,
         "processes": jax.process_count(),
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
-        "config": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12],
+        "config_digest": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12],
     }
 
 
