@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from grpo_jax import distributed
+from grpo_jax import digests, distributed
 from grpo_jax.learning import advantages
 from grpo_jax.rewards.pool import Judge
 from grpo_jax.rewards.registry import RewardSpec
@@ -202,6 +202,26 @@ def column_means(judgements: Iterable[Judgement]) -> dict[str, float]:
     return {
         f"columns/{name}/mean": float(total / number)
         for name, (total, number) in zip(names, totals_K2, strict=True)
+    }
+
+
+def digests_of(rollout: Rollout) -> dict[str, str]:
+    """`digest/samples` and `digest/rewards`: equal whenever the step's token ids and rewards are.
+
+    Of all processes, and the same however many there are. Every process must call it.
+    """
+    own = [
+        digests.joined(
+            f"{completion.ended} {digests.of_bytes(np.ascontiguousarray(completion.ids, np.int32).tobytes())}"
+            for completion in group
+        )
+        for group in rollout.completions
+    ]
+    rewards = np.ascontiguousarray(rollout.rewards_PGF, np.float32)
+    told = np.where(np.isnan(rewards), np.float32(np.nan), rewards)  # one NaN for all
+    return {
+        "digest/samples": digests.joined(distributed.gather_texts(own)),
+        "digest/rewards": digests.of_bytes(told.tobytes()),
     }
 
 

@@ -27,6 +27,7 @@ FLOORS: dict[int, set[str]] = {
         "distributed",
         "checkpoint_folder",
         "digests",
+        "starts",
         "chips",
         "compilations",
         "command_line",
@@ -45,7 +46,7 @@ FLOORS: dict[int, set[str]] = {
     7: {"run", "suite"},
     8: {"keeping", "planning", "sft_run"},
     9: {"train"},
-    10: {"sft"},
+    10: {"sft", "doctor", "replaying"},
     11: {"tools"},
 }
 
@@ -62,6 +63,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "stopping": {"structs", "command_line", "distributed", "notices"},
     "watch": {"distributed", "endings", "stopping", "structs"},
     "digests": set(),
+    "starts": set(),
     "chips": set(),
     "compilations": set(),
     "command_line": {"endings"},
@@ -77,7 +79,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "data": {"structs", "text"},
     # acting, judging and learning are strangers: they meet in rollout and train, through structs
     "sampling": {"structs", "chips", "mesh", "models", "distributed"},
-    "learning": {"structs", "mesh", "models", "distributed"},
+    "learning": {"structs", "mesh", "models", "distributed", "digests"},
     "dynamic_sampling": {"structs", "learning"},
     "worked_answers": {"structs", "text", "learning", "data"},
 }
