@@ -27,6 +27,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from grpo_jax.endings import Ended
+
 USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
 """What rooms raise for what a user, a file or a machine got wrong; anything else is our own mistake."""
 STOP_STATUSES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
@@ -68,13 +70,16 @@ def read_config(arguments: Sequence[str], *, program: str) -> dict[str, Any]:
 
 
 def run_program(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs `main(arguments)`; a user's mistake ends as one line on stderr and exit status 2.
+    """Runs `main(arguments)`; a user's mistake ends as one line on stderr and exit status 2, `Ended` as it says.
 
     `--debug` among the arguments shows the whole traceback instead.
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         main(arguments)
+    except Ended as ending:
+        print(f"{_where(ending)}{ending}", file=sys.stderr, flush=True)
+        leave(ending.status)
     except USER_ERRORS as error:
         if len(arguments) < len(sys.argv) - 1:
             traceback.print_exc()

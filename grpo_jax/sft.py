@@ -58,20 +58,27 @@ def main(arguments: Sequence[str]) -> None:
 def teach(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> None:
     """The loop, from the first step that is not yet done to the last."""
     s, compiled = this.settings, compilations.Counter()
-    if this.whole.step == 0:
+    if this.whole.step == 0 or this.start.may_deal_anew:
         write_record(this, answers)
-    if keeping.owes_evaluation(this, every=s.sft.eval_steps):
-        evaluate(this, answers, learner)
+    catch_up(this, answers, learner)
     while this.whole.step < s.max_steps:
         step, before = this.whole.step + 1, compiled.total
         with this.stopper.undivided(late=True):  # from the first change of the state on
             learned = take_step(this, answers, learner, step)
             this.teller.tell_step(step, learned | {"compilations": compiled.total - before})
+            if keeping.heed(this, step, learned):
+                continue
             keeping.mark_whole(this, step)
         if is_time(step, every=s.sft.eval_steps, last=s.max_steps):
             evaluate(this, answers, learner)
-        if is_time(step, every=s.sft.save_steps, last=s.max_steps):
+        if keeping.owes_checkpoint(this, every=s.sft.save_steps):
             keeping.keep(this)
+
+
+def catch_up(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> None:
+    """Evaluates where the run begins, or begins again, without the evaluation that belongs there."""
+    if keeping.owes_evaluation(this, every=this.settings.sft.eval_steps):
+        evaluate(this, answers, learner)
 
 
 def evaluate(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> None:
@@ -91,12 +98,6 @@ def take_step(this: Run, answers: WorkedAnswers, learner: SupervisedLearner, ste
     this.state, learned = learner.learn(
         this.state, rows, frozen=this.frozen, before_change=this.stopper.begin_change
     )
-    if not np.isfinite([learned["loss"], learned["grad_norm"]]).all():
-        raise RuntimeError(
-            f"the loss is {learned['loss']}, the gradient's norm {learned['grad_norm']}: not finite. The last "
-            f"checkpoint is of step {this.keeper.latest_step()} in {this.keeper.folder}. "
-            "Lower config.sft.learning_rate."
-        )
     rate = train_state.schedule(s.scaled_optimizer, num_updates=s.num_updates)
     ended = time.perf_counter()
     return learned | {
@@ -116,6 +117,7 @@ def validate(this: Run, answers: WorkedAnswers, learner: SupervisedLearner, *, s
     rows = [answers.rows[problem.index] for problem in mine]
     loss = learner.loss(this.state.params, rows, frozen=this.frozen)
     this.teller.tell_evaluation(step, {"eval/loss": loss})
+    keeping.mark_evaluated(this, {"eval/loss": loss})
 
 
 def write_record(this: Run, answers: WorkedAnswers) -> None:

@@ -8,7 +8,7 @@ One step:
     centre  rewards on their group: advantages
     pack    rows into fixed-shape minibatches
     learn   score where needed, then one update a minibatch
-    tell    numbers and samples; then, when it is time, evaluate and save
+    tell    numbers and samples; heed what is alarming in them; then, when it is time, evaluate and save
 
 The same command goes on where a run stopped. At the end OUTPUT_DIR/final is a Hugging Face folder; with LoRA,
 OUTPUT_DIR/final_adapter has the adapters alone, as PEFT reads them.
@@ -73,8 +73,7 @@ def main(arguments: Sequence[str]) -> None:
 def train(run: Run) -> None:
     """The loop, from the first step that is not yet done to the last."""
     last, compiled = run.settings.max_steps, compilations.Counter()
-    if keeping.owes_evaluation(run, every=run.settings.evaluation.eval_steps):
-        look(run, step=run.whole.step)
+    catch_up(run)
     while run.whole.step < last:
         step = run.whole.step + 1
         started, before = time.perf_counter(), compiled.total
@@ -87,11 +86,19 @@ def train(run: Run) -> None:
                 "compilations": compiled.total - before,
             }
             tell(run, step, rollout, advantages_PG, learned)
+            if keeping.heed(run, step, rollout.metrics | learned):
+                continue
             keeping.mark_whole(run, step)
         if is_time(step, every=run.settings.evaluation.eval_steps, last=last):
             look(run, step=step)
-        if is_time(step, every=run.settings.checkpoint.save_steps, last=last):
+        if keeping.owes_checkpoint(run, every=run.settings.checkpoint.save_steps):
             keeping.keep(run)
+
+
+def catch_up(run: Run) -> None:
+    """Evaluates where the run begins, or begins again, without the evaluation that belongs there."""
+    if keeping.owes_evaluation(run, every=run.settings.evaluation.eval_steps):
+        look(run, step=run.whole.step)
 
 
 def act(run: Run, step: int) -> tuple[Rollout, np.ndarray]:
@@ -102,7 +109,7 @@ def act(run: Run, step: int) -> tuple[Rollout, np.ndarray]:
 
 def collect(run: Run, problems: list[Problem], step: int) -> Rollout:
     """Act, judge and gather; again for groups without signal, where that is asked for."""
-    key, weights = jax.random.key(run.settings.seed), run.weights(run.state.params, run.frozen)
+    key, weights = sampling_key(run), run.weights(run.state.params, run.frozen)
     step_key = jax.random.fold_in(jax.random.fold_in(key, 0), step)
     rollout = run.collector.collect(weights, problems, step_key=step_key)
     if run.settings.grpo.dynamic_sampling_max_rounds:
@@ -125,6 +132,14 @@ def collect(run: Run, problems: list[Problem], step: int) -> Rollout:
             rollout, rewards_PG=deal(rollout.rewards_PG), rewards_PGF=deal(rollout.rewards_PGF)
         )
     return rollout
+
+
+def sampling_key(run: Run) -> jax.Array:
+    """The key that those of a run's steps come from; after a roll-back other ones, or all would go as it went."""
+    key = jax.random.key(run.settings.seed)
+    if not run.whole.roll_backs:
+        return key
+    return jax.random.fold_in(jax.random.fold_in(key, 3), run.whole.roll_backs)
 
 
 def centre(run: Run, rollout: Rollout, *, kl_PG: np.ndarray | None = None) -> np.ndarray:
@@ -177,12 +192,6 @@ def learn(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> dict[str, fl
         frozen=run.frozen,
         before_change=run.stopper.begin_change,
     )
-    if not np.isfinite([learned["loss"], learned["grad_norm"]]).all():
-        raise RuntimeError(
-            f"the loss is {learned['loss']}, the gradient's norm {learned['grad_norm']}: not finite. The last "
-            f"checkpoint is of step {run.keeper.latest_step()} in {run.keeper.folder}. "
-            "Lower config.optimizer.learning_rate."
-        )
     rate = train_state.schedule(run.settings.scaled_optimizer, num_updates=run.settings.num_updates)
     learned["learning_rate"] = float(np.asarray(rate(int(run.state.num_updates) - 1)))
     learned["time/update"] = time.perf_counter() - started
@@ -238,6 +247,7 @@ def samples(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> list[metri
 def look(run: Run, *, step: int) -> None:
     """Evaluates the policy as it is, on each held-out task, and keeps what it answered."""
     if not run.held_out:
+        keeping.mark_evaluated(run, {})
         return keeping.mark_looked(run)
     started = time.perf_counter()
     count = sum(len(found.problems) for found in run.held_out)
@@ -256,6 +266,7 @@ def look(run: Run, *, step: int) -> None:
     told = evaluation.of_tasks(results) | timing
     with run.stopper.undivided():
         run.teller.tell_evaluation(step, told, samples=[first_sample(record) for record in kept])
+        keeping.mark_evaluated(run, told)
         keeping.mark_looked(run)
 
 

@@ -23,6 +23,7 @@ import jax
 from jax._src import distributed as jax_distributed  # the store has no public door
 
 from grpo_jax import distributed
+from grpo_jax.endings import Ended
 from grpo_jax.stopping import Stopper
 from grpo_jax.structs import Stopped
 
@@ -55,6 +56,10 @@ def together(stopper: Stopper) -> Iterator[None]:
         yield
         watch.finish()
     except Stopped:  # by all: that is no failure
+        raise
+    except Ended as ending:  # all come here, at the same step: nobody failed
+        ending.add_note(watch.name)
+        watch.finish()
         raise
     except BaseException as error:
         error.add_note(watch.name)
