@@ -8,6 +8,7 @@ says why there is none. This room knows no trainer.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shutil
@@ -29,6 +30,7 @@ __all__ = ["Checkpoints", "Damaged", "Reader", "Retention", "like", "num_bytes"]
 MAX_TOLD_CHARACTERS = 300  # of another's error
 CURES = {  # in an error's text -> what mends it; the first that is found
     "No space left": "Free some there",
+    "has room for": "Free some there",
     "quota": "Free some there",
     "File too large": "Raise the limit of a file's size there (ulimit -f)",
     "Read-only file system": "Make it writable",
@@ -194,9 +196,11 @@ class Checkpoints(Reader):
     def _retain(self) -> None:
         evaluated = {step: sealed["evaluated"] for step, sealed in self._records().items()}
         for step in set(evaluated) - self._retention.kept(evaluated):
-            whole_files.delete(self._place(step))
+            with contextlib.suppress(OSError):  # it stays; a disk that fills up is told before a save
+                whole_files.delete(self._place(step))
 
     def _give_up(self, step: int, error: Exception) -> None:
+        self._error = RuntimeError(_told(error))  # is told, whatever becomes of the next lines
         self._error = self._failed(step, _told(error))
         self._error.__cause__ = error
         if distributed.is_first():
@@ -205,7 +209,7 @@ class Checkpoints(Reader):
     def _failed(self, step: int, why: str) -> RuntimeError:
         latest = self.latest_step()
         last = "there is none before it" if latest is None else f"the last whole one is of step {latest}"
-        cure = next((cure for text, cure in CURES.items() if text in why), "Mend that")
+        cure = next((cure for text, cure in CURES.items() if text in why), "Mend the cause")
         return RuntimeError(
             f"the checkpoint of step {step} could not be saved in {self.folder}: {why}; {last}. "
             f"{cure}; then the same command goes on."

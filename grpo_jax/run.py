@@ -101,6 +101,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     Raises: ValueError, FileNotFoundError, FileExistsError for what the user can mend.
     """
     mesh, specs = checked(s)
+    settings_checks.check_best(s, saving="checkpoint", evaluating="evaluation")
     folder = Path(s.output_dir)
     run_folder.check_folder(folder, config)
     opened = policy.open_policy(s.model)
