@@ -128,6 +128,7 @@ def prepare(
     Raises: ValueError, FileNotFoundError, FileExistsError for what the user can mend.
     """
     mesh, specs = checked(s)
+    settings_checks.check_best(s, saving="checkpoint", evaluating="evaluation")
     folder = Path(s.output_dir)
     changes = resuming.check(folder, config, s)
     opened = policy.open_policy(s.model)

@@ -55,7 +55,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "mesh": set(),
     "distributed": set(),
     "checkpoints": {"checkpoint_reading", "checkpoint_folder", "digests", "distributed", "whole_files"},
-    "checkpoint_reading": {"checkpoint_folder", "digests"},
+    "checkpoint_reading": {"checkpoint_folder", "digests", "distributed"},
     "checkpoint_folder": {"whole_files"},
     "whole_files": set(),
     "notices": set(),
