@@ -19,7 +19,7 @@ from pathlib import Path
 
 LOOK_S = 0.0005  # between two looks
 PLAN, EVALUATING, EVALUATED = "sampling plan", "evaluating on", "evaluation after step"
-ORPHANS_END_WITHIN_S = 15.0
+ORPHANS_END_WITHIN_S = 10.0
 
 
 class Watched:
@@ -35,6 +35,7 @@ class Watched:
         self.log, self.text = log, ""
         self.exported_before = (folder / "final").exists()
         self.told_before: int | None = None  # bytes of metrics.jsonl when it was ready to tell more
+        self._read_to = 0
         self.steps: list[int] = []  # told by this start
         with log.open("w") as file:
             environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -47,11 +48,13 @@ class Watched:
         told = self.folder / "metrics.jsonl"
         if self.told_before is None and PLAN in self.text:
             self.told_before = told.stat().st_size if told.exists() else 0
+            self._read_to = self.told_before
         if self.told_before is not None and told.exists():
             with told.open("rb") as file:
-                file.seek(self.told_before)
+                file.seek(self._read_to)
                 lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
-            self.steps = [json.loads(line)["step"] for line in lines if b'"reward"' in line]
+            self._read_to += sum(map(len, lines))
+            self.steps += [json.loads(line)["step"] for line in lines if b'"reward"' in line]
 
     def kept(self) -> set[int]:
         """Steps whose checkpoint has its name."""
@@ -97,6 +100,7 @@ SIGNS: dict[str, Callable[[Watched], bool]] = {  # phases that can be seen, and 
 }
 INSIDE = {"sampling": "time/sample", "judging": "time/judge", "update": "time/update"}  # in this order
 PHASES = (*SIGNS, *INSIDE)
+REPEATED = {"evaluation", "saving", *INSIDE}  # a start goes through them several times
 
 
 @dataclasses.dataclass(frozen=True)
