@@ -113,9 +113,7 @@ def restore_trained(parts: Parts, checkpoint: Checkpoint, *, mesh: jax.sharding.
     return restore_state(parts, checkpoint, mesh=mesh).params
 
 
-def restore_state(
-    parts: Parts, checkpoint: Checkpoint, *, mesh: jax.sharding.Mesh
-) -> train_state.TrainState:
+def restore_state(parts: Parts, checkpoint: Checkpoint, *, mesh: jax.sharding.Mesh) -> train_state.TrainState:
     """All that a checkpoint holds of the training, on whatever devices are here."""
     s = checkpoint.settings
     tx = train_state.optimizer(s.scaled_optimizer, num_updates=s.num_updates)

@@ -111,7 +111,7 @@ def test_data_accepts_its_whole_section(tmp_path, config):
 def test_other_sizes_of_the_saved_arrays_cannot_be_accepted(tmp_path, config):
     begun(tmp_path, copy.deepcopy(config))
     config["lora"]["r"] = 8
-    with pytest.raises(ValueError, match="lora.r was 0, is 8") as error:
+    with pytest.raises(ValueError, match=r"lora\.r was 0, is 8") as error:
         run_folder.check_folder(tmp_path, config, accept=["lora.r"])
     assert "accept_changes" not in str(error.value)
 
