@@ -102,7 +102,7 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
         )
     try:
         run_settings = settings.read(json.loads((run / run_folder.CONFIG_FILE).read_text(encoding="utf-8")))
-    except TypeError as error:  # fields that are missing, or that there are no more
+    except (TypeError, ValueError) as error:  # fields that are missing, or that there are no more
         raise ValueError(
             f"{run / run_folder.CONFIG_FILE} was written by another version of grpo_jax: {error}; "
             "export that checkpoint with the version that trained it."

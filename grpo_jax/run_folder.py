@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import sys
 from collections.abc import Collection, Iterable
 from functools import partial
@@ -76,6 +77,18 @@ class Changes:
     def describe(self, names: Iterable[str]) -> str:
         """`section.field was x, is y` for some of the fields."""
         return describe_changes(self.before, self.now, [*names])
+
+
+def check_place(folder: str, field: str) -> None:
+    """Raises ValueError where no folder can be made or written: before anything is loaded, and making nothing."""
+    if not folder.strip():
+        raise ValueError(f"{field} is empty; name a folder, which is made if it is missing.")
+    place = Path(folder)
+    above = next((path for path in (place, *place.absolute().parents) if os.path.lexists(path)), Path("/"))
+    if not above.is_dir():
+        raise ValueError(f"{field} is {folder!r}, but {above} is no folder; set another.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{field} is {folder!r}, but this user cannot write in {above}; set another.")
 
 
 def check_folder(

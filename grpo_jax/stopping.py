@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from grpo_jax import distributed, notices
-from grpo_jax.command_line import STOP_STATUSES
+from grpo_jax.endings import STOP_STATUSES
 from grpo_jax.structs import Stopped
 
 PARK_S = 2.0  # so long the main thread may take to reach a place where it uses no device
