@@ -8,24 +8,25 @@ in which the checkpoint is a link. Several processes are replayed by one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from grpo_jax import keeping, metrics, report, roll_backs, run_folder, settings, starts, train
+from grpo_jax import keeping, metrics, report, roll_backs, run_folder, settings, starts, stopping, train
 from grpo_jax import mesh as mesh_lib
+from grpo_jax.checkpoints import Damaged, Reader
 from grpo_jax.rollout import digests_of
 from grpo_jax.run import Run, cpu_devices, prepare
 from grpo_jax.settings import Settings
-from grpo_jax.stopping import Stopper
 from grpo_jax.structs import Rollout
 
 CAUSES = {  # what is compared, in the order of a step -> what may be behind its being the first that differs
@@ -80,28 +81,42 @@ def replay(folder: Path, step: int, *, after: int = -1, output: Path | None = No
 
     Raises: ValueError, FileNotFoundError for what the user can mend.
     """
-    config = read_config(folder)
+    began = starts.of_step(starts.recorded(folder), step)
+    config = read_config(folder, began)
     s = read_settings(folder, config)
     after = find_start(folder, step, after=after, last=s.max_steps)
     check_output(output, folder)
-    entries = starts.recorded(folder)
-    began = starts.of_step(entries, step)
     mesh_lib.use_cpu_devices(devices_of(began, s))
     with tempfile.TemporaryDirectory(prefix="grpo_jax_replay_") as place:
         own = own_config(config, folder, Path(place) / "run")
         borrow(folder, after, Path(place) / "run", own)
-        unheard = Stopper(grace_seconds=s.checkpoint.grace_seconds)  # signals end this program as any other
-        run = prepare(settings.read(own), own, started_at=time.time(), stopper=unheard, teller=Told())
-        with run.judge:
-            keeping.restore(run)
-            if run.began_after != after:
-                raise ValueError(
-                    f"step {after} of {folder} is no whole checkpoint; name another with --after."
-                )
+        with begun(own) as run:
+            restore(run, folder, after)
             rows, numbers = steps_again(run, told_steps(folder), last=step, output=output)
-            run.keeper.close()
         now = starts.present(run.learner.mesh, config)
     return Replay(folder, after, rows, numbers, began, now)
+
+
+@contextlib.contextmanager
+def begun(config: dict[str, Any]) -> Iterator[Run]:
+    """A run in its own folder; at the end its processes end and its folder is given back."""
+    with contextlib.ExitStack() as at_end:
+        # never entered: signals end a replay as they end any tool, there is nothing to keep
+        stopper = stopping.Stopper(grace_seconds=1.0)
+        at_end.callback(lambda: [end() for end in stopper.endings])
+        run = prepare(settings.read(config), config, started_at=time.time(), stopper=stopper, teller=Told())
+        at_end.enter_context(run.judge)
+        yield run
+
+
+def restore(run: Run, folder: Path, after: int) -> None:
+    """Raises: ValueError where the checkpoint is damaged, or has gone meanwhile."""
+    try:
+        keeping.restore(run)
+    except (Damaged, FileNotFoundError) as error:
+        raise ValueError(
+            f"checkpoint {after} of {folder} cannot be restored: {error} Here an older one is named with --after."
+        ) from error
 
 
 def steps_again(
@@ -115,6 +130,7 @@ def steps_again(
         scored = trainer_logprobs(run, rollout) if output and step == last else {}
         learned = train.learn(run, rollout, advantages_PG)
         train.follow(run, step)
+        go_back(run, step)
         replayed = rollout.metrics | learned | digests_of(rollout)
         numbers[step] = (told.get(step, {}), replayed)
         for what in CAUSES:
@@ -125,16 +141,34 @@ def steps_again(
     return rows, numbers
 
 
+def go_back(run: Run, step: int) -> None:
+    """Takes the roll-backs of the run that led back to this step: other problems and samples follow it."""
+    before = run.whole.roll_backs
+    behind = roll_backs.applied(roll_backs.read(run.folder), step=step, saved_with=before)
+    if len(behind) > before:
+        run.problem_batches.set_state(behind[-1].data)
+        run.whole = dataclasses.replace(run.whole, roll_backs=len(behind))
+
+
 # What is read of the run --------------------------------------------------------------------------
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Raises: FileNotFoundError, ValueError where the folder is no GRPO run's."""
+def read_config(folder: Path, began: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the start that `began` tells of, where the folder has it; else config.json.
+
+    Raises: FileNotFoundError, ValueError where the folder is no GRPO run's.
+    """
     path = folder / run_folder.CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {path.name}: give --run the folder of a run.")
     if (folder / run_folder.SUPERVISED_FILE).is_file():
         raise ValueError(f"{folder} holds a supervised run; only steps of grpo_jax.train can be replayed.")
+    found = [read_json(name) for name in (path, *sorted(folder.glob("config_until_step_*.json")))]
+    wanted = began.get("config_digest")
+    return next((config for config in found if starts.config_digest(config) == wanted), found[0])
+
+
+def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -158,8 +192,7 @@ def find_start(folder: Path, step: int, *, after: int, last: int) -> int:
     """The checkpoint to begin with; 0: the beginning."""
     if not 1 <= step <= last:
         raise ValueError(f"{folder} has steps 1 to {last}; got --step {step}.")
-    kept = (folder / run_folder.CHECKPOINTS).glob("[0-9]*")
-    whole = sorted(int(path.name) for path in kept if path.name.isdigit() and path.is_dir())
+    whole = Reader(folder / run_folder.CHECKPOINTS).steps()
     before = [0, *(number for number in whole if number < step)]
     if after == -1:
         return before[-1]
@@ -198,10 +231,10 @@ def own_config(config: dict[str, Any], folder: Path, place: Path) -> dict[str, A
 
 
 def borrow(folder: Path, step: int, place: Path, config: dict[str, Any]) -> None:
-    """A folder of a run that was stopped after `step`: its config, and a link to the checkpoint."""
+    """A folder of a run that was stopped after `step`: its config and roll-backs, and a link to the checkpoint."""
     (place / run_folder.CHECKPOINTS).mkdir(parents=True)
     (place / run_folder.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if (folder / roll_backs.FILE).is_file():  # keys and problems are others after them
+    if (folder / roll_backs.FILE).is_file():
         shutil.copyfile(folder / roll_backs.FILE, place / roll_backs.FILE)
     if step:
         kept = (folder / run_folder.CHECKPOINTS / str(step)).resolve()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from grpo_jax import whole_files
 
 ENVIRONMENT_FILE = "environment.json"
 PACKAGES = ("jax", "jaxlib", "numpy", "optax", "flax")  # that numbers pass through
@@ -37,7 +38,7 @@ def present(mesh: jax.sharding.Mesh, config: Mapping[str, Any]) -> dict[str, Any
         "devices": mesh.devices.size,
         "processes": jax.process_count(),
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
-        "config_digest": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12],
+        "config_digest": config_digest(config),
     }
 
 
@@ -49,9 +50,7 @@ def record(folder: Path, facts: Mapping[str, Any], *, after: int) -> None:
     """
     told = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     entries = [*recorded(folder), {"after": after, "time": told, **facts}]
-    part = folder / f"{ENVIRONMENT_FILE}.part"
-    part.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, folder / ENVIRONMENT_FILE)
+    whole_files.write_text(folder / ENVIRONMENT_FILE, json.dumps(entries, indent=2) + "\n")
 
 
 def recorded(folder: Path) -> list[dict[str, Any]]:
@@ -74,6 +73,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [
         f"{name} was {before[name]}, is {now.get(name)}" for name in names if before[name] != now.get(name)
     ]
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """12 hexadecimal digits of a resolved config."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @functools.cache

@@ -66,7 +66,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "stopping": {"structs", "distributed", "endings", "notices"},
     "watch": {"distributed", "endings", "stopping", "structs"},
     "digests": set(),
-    "starts": set(),
+    "starts": {"whole_files"},
     "chips": set(),
     "compilations": set(),
     "command_line": {"config_file", "endings", "overrides"},

@@ -151,7 +151,7 @@ def test_the_newest_checkpoint_before_the_step_is_taken(tmp_path):
 
 def test_mistakes_are_told_before_anything_is_computed(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no config\.json: give --run the folder of a run"):
-        replaying.read_config(tmp_path)
+        replaying.read_config(tmp_path, {})
     with pytest.raises(ValueError, match="which is only read"):
         replaying.check_output(tmp_path / "checkpoints" / "x.jsonl", tmp_path)
     (tmp_path / "there").touch()
@@ -160,7 +160,7 @@ def test_mistakes_are_told_before_anything_is_computed(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / run_folder.SUPERVISED_FILE).write_text("{}")
     with pytest.raises(ValueError, match="holds a supervised run"):
-        replaying.read_config(tmp_path)
+        replaying.read_config(tmp_path, {})
     with pytest.raises(ValueError, match="written by another version of grpo_jax"):
         replaying.read_settings(tmp_path, {"model": {"path": "x", "gone": 1}})
 

@@ -13,7 +13,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from grpo_jax import command_line, policy, run, run_folder, settings, settings_checks, text
+from grpo_jax import (
+    checkpoint_folder,
+    checkpoints,
+    command_line,
+    policy,
+    resuming,
+    run,
+    run_folder,
+    run_lock,
+    settings,
+    settings_checks,
+    text,
+)
 from grpo_jax.data import data_params
 from grpo_jax.doctor.checkup import Case
 from grpo_jax.doctor.machine import existing
@@ -25,8 +37,6 @@ from grpo_jax.settings import Settings
 
 LFS = b"version https://git-lfs.github.com/spec/"  # how a pointer begins that stands for a large file
 SAY_EVERY_S = 5.0  # while weights are read
-LOCK_FILE = "lock"  # of a run's folder, touched every few seconds by its owner
-LOCK_DEAD_AFTER_S = 60.0
 MOST_NAMES = 5  # in one line
 ANSWER = "The answer is 47."
 
@@ -55,14 +65,16 @@ def rules(case: Case) -> str:
 def output(case: Case) -> str:
     """What the run would find in its folder."""
     folder = Path(case.settings.output_dir)
-    if owner := owner_of(folder / LOCK_FILE):
+    if owner := owner_of(folder / run_lock.LOCK_FILE):
         raise ValueError(f"{folder} is in use by {owner}")
-    run_folder.check_folder(folder, case.config)
-    kept = (folder / run_folder.CHECKPOINTS).glob("[0-9]*")
-    steps = sorted(int(path.name) for path in kept if path.name.isdigit())
-    if steps:
+    resuming.check(folder, case.config, case.settings)
+    kept = checkpoints.Reader(folder / run_folder.CHECKPOINTS)
+    if step := resuming.choose(
+        checkpoint_folder.steps(folder / run_folder.CHECKPOINTS), folder, case.settings
+    ):
+        kept.read_record(step)  # missing files and those of another size show
         last = case.settings.max_steps
-        return f"{folder}: goes on after step {steps[-1]} of {last}" + (" (all done)" * (steps[-1] >= last))
+        return f"{folder}: goes on after step {step} of {last}" + (" (all done)" * (step >= last))
     return f"{folder}: " + ("begins anew, nothing was kept yet" if folder.exists() else "a new run")
 
 
@@ -72,7 +84,7 @@ def owner_of(lock: Path) -> str:
         age, content = time.time() - lock.stat().st_mtime, lock.read_text(encoding="utf-8")
     except FileNotFoundError:
         return ""
-    if age > LOCK_DEAD_AFTER_S:
+    if age > run_lock.DEAD_AFTER_S:
         return ""
     try:
         owner = json.loads(content)

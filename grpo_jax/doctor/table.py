@@ -17,7 +17,7 @@ CHECKS: tuple[Check, ...] = (
     Check("rules", folders.rules, "set this field in the config", needs=("config", "devices")),
     Check("keys", machine.keys, "unset the variable"),
     Check("disk", machine.disk, "set config.output_dir to a folder that takes files", needs=("config",)),
-    Check("output", folders.output, "set config.output_dir to a new folder", needs=("config",)),
+    Check("output", folders.output, "or set config.output_dir to a new folder", needs=("config",)),
     Check("rewards", running.rewards, "mend the reward, or config.reward", needs=("rules",)),
     Check("model", folders.model, "fetch the folder again, or set config.model.path", needs=("rules",)),
     Check(
