@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from grpo_jax import secret_values
+
 USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
 """What rooms raise for what a user, a file or a machine got wrong; anything else is our own mistake."""
 CONFIG_ERRORS = (AttributeError, KeyError, NameError, OSError, SyntaxError, TypeError, ValueError)
@@ -26,7 +28,8 @@ fields: configs/base.py has every one, with its unit and range"""
 def read_config(arguments: Sequence[str], *, program: str) -> dict[str, Any]:
     """Resolves `--config FILE` and `--config.section.field=value`; `--help` prints the usage and exits.
 
-    Raises: ValueError, in one line, for what cannot be read: without `--config` it names the configs.
+    Raises: ValueError, in one line, for what cannot be read, or holds a secret that files would keep: without
+    `--config` it names the configs.
     """
     from absl import flags
     from ml_collections import config_flags
@@ -49,16 +52,23 @@ def read_config(arguments: Sequence[str], *, program: str) -> dict[str, Any]:
         raise ValueError(f"name a config: python -m {program} --config FILE, with FILE one of {_configs()}")
     if rest:
         raise ValueError(f"do not know what to do with {rest}; overrides look like --config.max_steps=10")
+    secret_values.check({"config": resolved})
     return resolved
 
 
 def run_program(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main(arguments)`; a user's mistake ends as one line on stderr and exit status 2.
 
-    `--debug` among the arguments shows the whole traceback instead.
+    `--debug` among the arguments shows the whole traceback instead. No line says a secret of the environment.
     """
+    with secret_values.hidden():
+        _run_to_its_end(main)
+
+
+def _run_to_its_end(main: Callable[[Sequence[str]], None]) -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
+        secret_values.check_arguments(arguments)
         main(arguments)
     except USER_ERRORS as error:
         if len(arguments) < len(sys.argv) - 1:

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: dict[int, set[str]] = {
-    0: {"structs", "console", "configs"},
+    0: {"structs", "console", "configs", "secret_values"},
     1: {
         "models",
         "rewards",
@@ -51,15 +51,15 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "models": set(),
     "mesh": set(),
     "distributed": set(),
-    "watch": {"distributed"},
+    "watch": {"distributed", "secret_values"},
     "checkpoints": {"digests"},
     "digests": set(),
     "chips": set(),
     "compilations": set(),
-    "command_line": set(),
+    "command_line": {"secret_values"},
     "stop_strings": set(),
     "text": set(),
-    "rewards": {"structs"},
+    "rewards": {"structs", "secret_values"},
     "metrics": {"console", "trackers"},
     "report": {"charts", "console"},
     "charts": {"console"},
