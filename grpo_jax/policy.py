@@ -22,6 +22,7 @@ from grpo_jax import text
 from grpo_jax.models import (
     decode_attention,
     decoder,
+    hf_files,
     hf_weights,
     lora,
     packed_attention,
@@ -101,7 +102,17 @@ def open_policy(params: ModelParams) -> Policy:
     generation_path = folder / "generation_config.json"
     generation_config = registry.read_json(generation_path) if generation_path.is_file() else {}
     end_ids = text.end_ids(tokenizer, generation_config, registry.read_json(folder / "config.json"))
+    if max(end_ids) >= model.spec.vocab_size:
+        raise ValueError(
+            f"{folder} ends completions at ids {list(end_ids)}, the model embeds {model.spec.vocab_size}: correct "
+            "eos_token_id in generation_config.json, or where it is not there in config.json."
+        )
     return Policy(folder, model, shapes, tokenizer, end_ids, num_valid_ids, dtype, attention)
+
+
+def check_weights(policy: Policy) -> None:
+    """Raises FileNotFoundError, ValueError for weight files that are not those of this model; reads headers only."""
+    hf_files.WeightFiles(policy.folder).check(policy.model.spec)
 
 
 def compute_dtype(name: str) -> Any:

@@ -77,6 +77,7 @@ def open_model(path: str, *, compute_dtype: str = "auto") -> Opened:
         opened = policy.open_policy(dataclasses.replace(s.model, compute_dtype=chosen))
         return Opened(opened, policy.parts(opened, s.lora, seed=s.seed), checkpoint)
     opened = policy.open_policy(ModelParams(path, compute_dtype, "none"))
+    policy.check_weights(opened)
     return Opened(opened, Parts(opened.shapes, None, whole, "float32"), None)
 
 

@@ -102,6 +102,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
     run_folder.check_folder(folder, config)
     opened = policy.open_policy(s.model)
     settings_checks.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
+    policy.check_weights(opened)
     use_compilation_cache(s.compilation_cache)
     run_folder.write_config(folder, config)
     keeper = checkpoints.Checkpoints(folder / run_folder.CHECKPOINTS, keep=s.checkpoint.save_total_limit)

@@ -52,6 +52,7 @@ def prepare(
     opened = policy.open_policy(s.model)
     settings_checks.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
     settings_checks.check_supervised(s, opened.model.spec, num_processes=jax.process_count())
+    policy.check_weights(opened)
     run.use_compilation_cache(s.compilation_cache)
     judge = run.make_judge(s, specs)
     said = Remembered()
