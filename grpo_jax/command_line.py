@@ -6,13 +6,14 @@ nested dictionary. `run_program` turns what a user can get wrong into one line a
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from grpo_jax import secret_values
 
@@ -54,6 +55,18 @@ def read_config(arguments: Sequence[str], *, program: str) -> dict[str, Any]:
         raise ValueError(f"do not know what to do with {rest}; overrides look like --config.max_steps=10")
     secret_values.check({"config": resolved})
     return resolved
+
+
+class Parser(argparse.ArgumentParser):
+    """Of the tools' options: a mistake is one line, as everywhere, and no option goes by the beginning of its name."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(
+            **{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings}
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; {self.prog} --help tells more.")
 
 
 def run_program(main: Callable[[Sequence[str]], None]) -> None:

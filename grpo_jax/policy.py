@@ -8,6 +8,7 @@ and in the end a folder of the same kind again.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -224,6 +225,17 @@ def judged_text(policy: Policy, *, stop_strings: Sequence[str] = (), keep: bool 
         return [stops.cut(completion) for completion in texts] if stops else texts
 
     return decode_text
+
+
+def check_new(folder: str | Path) -> None:
+    """Raises FileExistsError, ValueError for where no folder can be made: known before there is anything to write."""
+    folder = Path(folder)
+    if os.path.lexists(folder):
+        raise FileExistsError(f"{folder} exists; name a new folder with --output.")
+    above = next(path for path in folder.absolute().parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        kind = "may not be written to" if above.is_dir() else "is no folder"
+        raise ValueError(f"{folder} cannot be made: {above} {kind}; name another one with --output.")
 
 
 def export(policy: Policy, params: Any, folder: str | Path, *, dtype: str, shard_gb: float) -> Path:

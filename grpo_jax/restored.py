@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 
 import jax
 
-from grpo_jax import checkpoints, policy, run_folder, settings
+from grpo_jax import checkpoints, json_files, policy, run_folder, settings
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import train_state
 from grpo_jax.models.decoder import Params
@@ -90,7 +89,8 @@ def is_checkpoint(path: str) -> bool:
 def find_checkpoint(path: str | Path) -> Checkpoint:
     """Reads which run RUN/checkpoints/STEP belongs to.
 
-    Raises: FileNotFoundError if it is no such path; ValueError for a config of another version.
+    Raises: FileNotFoundError if it is no such path, or no such step; ValueError for a config that cannot be read
+    or is of another version.
     """
     place = Path(path)
     run, step = place.parent.parent, place.name
@@ -99,8 +99,12 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
             f"{place} is no checkpoint of a run; give one as RUN/checkpoints/STEP, "
             f"with the run's config.json in {run}."
         )
+    if not place.is_dir():
+        steps = sorted(int(path.name) for path in place.parent.glob("*") if path.name.isdigit())
+        raise FileNotFoundError(f"{place.parent} has no checkpoint of step {step}; it has {steps}.")
+    config = json_files.read(run / run_folder.CONFIG_FILE)
     try:
-        run_settings = settings.read(json.loads((run / run_folder.CONFIG_FILE).read_text(encoding="utf-8")))
+        run_settings = settings.read(config)
     except TypeError as error:  # fields that are missing, or that there are no more
         raise ValueError(
             f"{run / run_folder.CONFIG_FILE} was written by another version of grpo_jax: {error}; "

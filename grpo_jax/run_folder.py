@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from grpo_jax import distributed, metrics, report
+from grpo_jax import distributed, json_files, metrics, report
 
 CONFIG_FILE = "config.json"
 UNFINISHED_CONFIG = "config.json.part"
@@ -54,7 +54,7 @@ def check_folder(
     if free is None:
         is_constant = config["optimizer"]["lr_scheduler_type"] == "constant"
         free = MAY_CHANGE if is_constant else MAY_CHANGE - {"max_steps"}
-    before = without(json.loads((folder / CONFIG_FILE).read_text()), free)
+    before = without(json_files.read(folder / CONFIG_FILE), free)
     now = without(json.loads(json.dumps(config)), free)
     changed = [name for name in sorted(set(before) | set(now)) if before.get(name) != now.get(name)]
     if changed:

@@ -25,14 +25,14 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 NORM = "model.norm.weight"  # a small tensor of it
 
 
-def spoilt(name: str, spoil: Callable[[Path], object], *words: str, overrides: Sequence[str] = ()) -> Mistake:
+def spoilt(name: str, spoil: Callable[[Path], object], *words: str) -> Mistake:
     """A run with a copy of the tiny model that `spoil` has changed."""
 
     def prepare(own: Path) -> Sequence[str]:
         folder = own / "model"
         shutil.copytree(TINY, folder)
         spoil(folder)
-        return ours(f"model.path={folder}", *overrides)
+        return ours(f"model.path={folder}")
 
     return Mistake(name, prepare, words)
 
@@ -152,12 +152,6 @@ def tokenizer(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], ob
         (folder / "tokenizer.json").write_text(json.dumps(content))
 
     return write
-
-
-def no_ends(folder: Path) -> None:
-    (folder / "generation_config.json").unlink()
-    edit(folder / "config.json", {"eos_token_id": None})
-    edit(folder / "tokenizer_config.json", {"eos_token": None})
 
 
 def more_words(content: dict[str, Any]) -> None:
@@ -306,7 +300,6 @@ TOKENIZER_ROWS = (
         "'Trainer'",
     ),
     spoilt("words_beyond_the_embedding", tokenizer(more_words), "5000", "embeds 432"),
-    spoilt("no_token_ends", no_ends, "end tokens", "eos_token_id"),
     spoilt(
         "template_is_broken", template("{% for m in messages %}"), "chat template", "tokenizer_config.json"
     ),
