@@ -21,7 +21,17 @@ from grpo_jax.learning import advantages
 from grpo_jax.rewards.pool import Judge
 from grpo_jax.rewards.registry import RewardSpec
 from grpo_jax.sampling.engine import Engine
-from grpo_jax.structs import OUTCOMES, Attempt, Completion, Judgement, Problem, Rollout
+from grpo_jax.structs import (
+    OUTCOMES,
+    AskedToStop,
+    Attempt,
+    Completion,
+    Judgement,
+    Problem,
+    Rollout,
+    Stopped,
+    never,
+)
 
 DecodeText = Callable[[Sequence[np.ndarray]], list[str]]
 
@@ -36,6 +46,7 @@ class Collector:
         num_generations: completions a problem, G.
         temperature: of sampling; 0: the likeliest token always.
         shaping: what is done to the weighted sum of a row's rewards.
+        stop: asked while it samples and judges.
     """
 
     def __init__(
@@ -47,8 +58,9 @@ class Collector:
         num_generations: int,
         temperature: float,
         shaping: advantages.RewardShaping = advantages.PLAIN,
+        stop: AskedToStop = never,
     ):
-        self.shaping = shaping
+        self.shaping, self.stop = shaping, stop
         self.engine, self.judge, self.decode_text = engine, judge, decode_text
         self.num_generations, self.temperature = num_generations, temperature
 
@@ -66,6 +78,8 @@ class Collector:
             on_progress: called with completions sampled and completions in all.
 
         Returns: the rollout; its metrics carry the names that the console and the logs use.
+
+        Raises: Stopped, in all processes, when any of them was asked to stop.
         """
         started = time.perf_counter()
         texts: dict[tuple[int, int], str] = {}
@@ -85,9 +99,12 @@ class Collector:
             temperature=self.temperature,
             step_key=step_key,
             on_finished=hand_over,
+            stop=self.stop,
         )
         sampled_at = time.perf_counter()
-        judged = self.judge.collect()
+        judged = self.judge.collect(stop=self.stop)
+        if status := distributed.largest([self.stop()])[0]:
+            raise Stopped(status)
         waited = time.perf_counter() - sampled_at
         generations = range(self.num_generations)
         judgements = [[judged[p, g] for g in generations] for p in range(len(problems))]

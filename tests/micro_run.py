@@ -43,6 +43,7 @@ OVERRIDES = {
     "reward.num_workers": 1,
     # a random model is never right: rewards that differ all the same, so that there is something to learn
     "reward.reward_funcs": f"accuracy,{ROOT / 'tests' / 'micro_reward.py'}:letters",
+    "data.max_problems": 64,
     "evaluation.max_problems": 4,
     "evaluation.eval_steps": 2,
     "checkpoint.save_steps": 2,

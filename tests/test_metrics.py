@@ -28,7 +28,9 @@ SAMPLE = Sample(
 )
 
 
-def open_teller(folder: Path, *, first_step: int = 0, stream: io.StringIO | None = None, **params):
+def open_teller(
+    folder: Path, *, first_step: int = 0, looked: bool = True, stream: io.StringIO | None = None, **params
+):
     return metrics.open_teller(
         folder,
         params=TellingParams(**{"tensorboard": False, **params}),
@@ -36,6 +38,7 @@ def open_teller(folder: Path, *, first_step: int = 0, stream: io.StringIO | None
         config={"seed": 0},
         started_at=time.time() - 100,
         first_step=first_step,
+        looked=looked,
         stream=stream or io.StringIO(),
     )
 
@@ -137,6 +140,33 @@ def test_a_kill_while_rewinding_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.undo()
     metrics.rewind(tmp_path, 2)  # a half-written file of the first try does not disturb
     assert path.read_text() == '{"step": 1}\n'
+
+
+def test_an_evaluation_that_will_be_told_again_is_removed_with_its_samples(tmp_path):
+    with open_teller(tmp_path) as teller:
+        for step in (1, 2):
+            teller.tell_step(step, {"reward": 0.5})
+            teller.tell_samples(step, [SAMPLE])
+            teller.tell_evaluation(step, {"accuracy": 0.5, "time/evaluate": 1.0}, samples=[SAMPLE])
+    metrics.rewind(tmp_path, 3, looked=True)
+    assert len(strict_lines(tmp_path / "metrics.jsonl")) == len(strict_lines(tmp_path / "samples.jsonl")) == 4
+    metrics.rewind(tmp_path, 3, looked=False)
+    told = [(line["step"], "reward" in line) for line in strict_lines(tmp_path / "metrics.jsonl")]
+    kept = [(line["step"], line["split"]) for line in strict_lines(tmp_path / "samples.jsonl")]
+    assert told == [(1, True), (1, False), (2, True)]
+    assert kept == [(1, "train"), (1, "eval"), (2, "train")]
+
+
+def test_tensorboard_forgets_the_evaluation_and_is_given_its_step_again(tmp_path):
+    with open_teller(tmp_path, tensorboard=True) as teller:
+        teller.tell_step(2, {"reward": 0.5, "loss": float("nan")})
+        teller.tell_evaluation(2, {"accuracy": 0.5})
+    with open_teller(tmp_path, first_step=3, looked=False, tensorboard=True) as teller:
+        teller.tell_evaluation(2, {"accuracy": 0.5})
+    events = read_events(tmp_path / "tensorboard")
+    (purge,) = [i for i, event in enumerate(events) if event.session_log.status == 1 and event.step == 2]
+    after = [(value.tag, event.step) for event in events[purge:] for value in event.summary.value]
+    assert after == [("reward", 2), ("eval/accuracy", 2)]
 
 
 def read_events(folder: Path) -> list:

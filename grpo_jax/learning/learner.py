@@ -5,7 +5,7 @@ Enters: a train state and a rollout's minibatches on the host. Leaves: the new s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -81,6 +81,7 @@ class Learner:
             out_shardings=(state, mesh_lib.replicated(mesh)),
             compiler_options=options,
         )
+        self._compiled: set[Any] = set()  # shapes that the update is compiled for
         self._row_kl = jax.jit(partial(_row_kl, loss=loss), out_shardings=mesh_lib.rows(mesh))
 
     def learn(
@@ -91,6 +92,7 @@ class Learner:
         ref_params: Params,
         num_iterations: int,
         frozen: Any = None,
+        before_change: Callable[[], None] = lambda: None,
     ) -> tuple[TrainState, dict[str, float]]:
         """All updates of one rollout: `num_iterations` passes over its minibatches.
 
@@ -100,6 +102,7 @@ class Learner:
         Args:
             ref_params: trained part of the reference policy; None beside frozen weights: they alone.
             frozen: what no update changes; None in full fine-tuning.
+            before_change: called when all is compiled and scored: the next thing is that `state` is gone.
 
         Returns: the new state; metrics, averaged over updates (the gap's largest, where it says max).
         """
@@ -113,6 +116,9 @@ class Learner:
                 part._replace(batch=part.batch._replace(ref_logprobs_AUSC=ref.logprobs_AUSC))
                 for part, ref in zip(parts, scored, strict=True)
             ]
+        for part in parts:
+            self._compile_update(state, frozen, part)
+        before_change()
         history = []
         for _ in range(num_iterations):
             for part in parts:
@@ -163,6 +169,14 @@ class Learner:
             )
             for part, count, (tokens, rows) in zip(minibatches, counts, sums, strict=True)
         ]
+
+    def _compile_update(self, state: TrainState, frozen: Any, part: Part) -> None:
+        """Makes the update's program for a minibatch of a new shape; the update then finds it."""
+        leaves, structure = jax.tree.flatten(part)
+        shapes = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        if shapes not in self._compiled:
+            self._compiled.add(shapes)
+            self.update.lower(state, frozen, *part).compile()
 
     def _with_old(self, params: Any, frozen: Any, part: Part) -> Part:
         """Log-probabilities of the policy as it is, and which tokens have entropy enough."""

@@ -51,14 +51,6 @@ def run_with_a_cut_config(own: Path) -> None:
     (own / "run" / "config.json").write_text('{"seed":')
 
 
-def run_of_a_model_that_is_gone(own: Path) -> None:
-    step_folder(own)
-    path = own / "run" / "config.json"
-    content = json.loads(path.read_text())
-    content["model"]["path"] = str(own / "gone")
-    path.write_text(json.dumps(content))
-
-
 def there(own: Path) -> None:
     (own / "out").mkdir()
     (own / "out" / "thesis.tex").write_text("years of work")
@@ -165,12 +157,6 @@ ROWS = (
         "cut_config: --checkpoint {folder}/run/checkpoints/3 --output {folder}/new",
         "config.json is no JSON",
         made=run_with_a_cut_config,
-    ),
-    tool(
-        "export",
-        "model_is_gone: --checkpoint {folder}/run/checkpoints/3 --output {folder}/new",
-        "gone' is no folder",
-        made=run_of_a_model_that_is_gone,
     ),
     tool("evaluate", "nothing: ", "--model DIR", "--output DIR", "--task NAME"),
     tool("evaluate", "unknown_option: --modell TINY", "--modell"),
@@ -323,7 +309,7 @@ ROWS = (
         "bfloat16",
     ),
     tool("make_tiny", "output_exists: --output {folder}/out", "out exists", made=there),
-    tool("make_tiny", "no_layers: --output {folder}/new --layers 0", "num_hidden_layers is 0"),
+    tool("make_tiny", "no_layers: --output {folder}/new --layers 0", "--layers must be 1 or more"),
     tool("make_tiny", "no_steps: --output {folder}/new --steps 0", "--steps", "0"),
     tool("bench", "nothing: ", "COMMAND", "--help"),
     tool("bench", "unknown_command: rolout", "'rolout'", "rollout"),
@@ -360,14 +346,26 @@ def sft_without_answers(own: Path) -> Sequence[str]:
         "evaluation.task=",
         "data.template=tagged",
         "sft.output_dir={folder}/sft",
+        "sft.validation_problems=0",
     )
 
 
 SFT_ROWS = (
-    Mistake("sft_without_worked_answers", sft_without_answers, ("solution_field",), program="tools/sft.py"),
+    Mistake(
+        "sft_without_worked_answers",
+        sft_without_answers,
+        ("solution_field",),
+        within_s=30,
+        program="tools/sft.py",
+    ),
     Mistake(
         "sft_more_rows_than_answers",
-        ours("data.max_problems=10", "sft.num_rows=4000", "sft.output_dir={folder}/sft"),
+        ours(
+            "data.max_problems=10",
+            "sft.num_rows=4000",
+            "sft.validation_problems=0",
+            "sft.output_dir={folder}/sft",
+        ),
         ("config.sft.num_rows is 4000",),
         program="tools/sft.py",
     ),
