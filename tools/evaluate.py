@@ -53,6 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     mesh_lib.use_cpu_devices(0)
     opened = restored.open_model(options.model, compute_dtype=options.dtype)
     sets = [load_set(name, options, opened.policy.tokenizer) for name in names]
+    suite.longest_prompt(opened, sets, sampling_params(options))  # before judges start and weights are read
     command = f"python tools/evaluate.py {shlex.join(arguments)}"
     with suite.Judges(num_workers=options.workers, timeout_s=options.timeout) as judges:
         sets = [suite.readable(found, judges.of(found), say) for found in sets]
