@@ -119,6 +119,7 @@ def place(run: Run) -> dict[str, Any]:
     return {
         "mesh": dict(mesh.shape),
         "processes": jax.process_count(),
+        "slots": run.collector.engine.plan.num_slots,  # on accelerators as many as memory was free
         "device": mesh.devices.flat[0].device_kind,
         "cores": os.cpu_count()
         if jax.default_backend() == "cpu"

@@ -173,10 +173,13 @@ class Teller:
         self._num_printed = num_printed
         self._note_told_at: dict[str, int] = {}
 
-    def tell_step(self, step: int, metrics: Mapping[str, float], *, notes: Sequence[str] = ()) -> None:
-        """One update's numbers, and in words what a reader may stumble over (see `step_notes`)."""
+    def tell_step(self, step: int, metrics: Mapping[str, float | str], *, notes: Sequence[str] = ()) -> None:
+        """One update's numbers, and in words what a reader may stumble over (see `step_notes`).
+
+        Text among the numbers, such as a digest, goes to metrics.jsonl alone.
+        """
         self._write(step, metrics)
-        self._screen.step(step, metrics)
+        self._screen.step(step, {n: value for n, value in metrics.items() if not isinstance(value, str)})
         for note in notes:
             last = self._note_told_at.get(note)
             if last is None or step >= last + REPEAT_NOTE_AFTER_STEPS:
@@ -235,11 +238,11 @@ class Teller:
     def __exit__(self, *exception) -> None:
         self.finish()
 
-    def _write(self, step: int, metrics: Mapping[str, float]) -> None:
-        plain = {name: _plain_number(value) for name, value in metrics.items()}
+    def _write(self, step: int, metrics: Mapping[str, float | str]) -> None:
+        plain = {name: _plain(value) for name, value in metrics.items()}
         seconds = round(time.time() - self._started_at, 3)
         self._metrics_file.write({"step": step, "seconds": seconds, **plain})  # ours first
-        finite = {name: value for name, value in plain.items() if value is not None}
+        finite = {name: value for name, value in plain.items() if isinstance(value, int | float)}
         for sink in self._sinks:
             sink.write(step, finite)
 
@@ -256,7 +259,9 @@ class Teller:
 class SilentTeller:
     """What the other processes hold: takes everything a `Teller` takes and tells nobody."""
 
-    def tell_step(self, step: int, metrics: Mapping[str, float], *, notes: Sequence[str] = ()) -> None: ...
+    def tell_step(
+        self, step: int, metrics: Mapping[str, float | str], *, notes: Sequence[str] = ()
+    ) -> None: ...
 
     def tell_evaluation(
         self, step: int, metrics: Mapping[str, float], *, samples: Sequence[Sample] = ()
@@ -390,6 +395,11 @@ def _write_whole(path: Path, lines: Iterable[bytes]) -> None:
         new.flush()
         os.fsync(new.fileno())
     os.replace(part, path)
+
+
+def _plain(value: Any) -> float | int | str | None:
+    """As `_plain_number`; text, such as a digest, stays as it is."""
+    return value if isinstance(value, str) else _plain_number(value)
 
 
 def _plain_number(value: Any) -> float | int | None:

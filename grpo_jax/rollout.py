@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from grpo_jax import distributed
+from grpo_jax import digests, distributed
 from grpo_jax.learning import advantages
 from grpo_jax.rewards.pool import Judge
 from grpo_jax.rewards.registry import RewardSpec
@@ -119,7 +119,8 @@ class Collector:
         metrics = statistics(table_PGX, rewards_PG, self.judge.specs) | sampled.counters.metrics()
         tasks_P = distributed.gather_texts([problem.task for problem in problems])
         metrics |= task_means(tasks_P, rewards_PG, table_PGX[..., -1])
-        metrics |= column_means(judged.values())
+        in_order = [judgement for group in judgements for judgement in group]  # sums depend on the order
+        metrics |= column_means(in_order)
         metrics |= {"time/sample": sampled_at - started, "time/judge": waited}
         metrics["tokens_per_second"] = metrics["completions/num_tokens"] / metrics["time/sample"]
         metrics["judge/hidden"] = hidden_share(judged.values(), waited, num_workers=self.judge.num_workers)
@@ -202,6 +203,26 @@ def column_means(judgements: Iterable[Judgement]) -> dict[str, float]:
     return {
         f"columns/{name}/mean": float(total / number)
         for name, (total, number) in zip(names, totals_K2, strict=True)
+    }
+
+
+def digests_of(rollout: Rollout) -> dict[str, str]:
+    """`digest/samples` and `digest/rewards`: equal whenever the step's token ids and rewards are.
+
+    Of all processes, and the same however many there are. Every process must call it.
+    """
+    own = [
+        digests.joined(
+            f"{completion.ended} {digests.of_bytes(np.ascontiguousarray(completion.ids, np.int32).tobytes())}"
+            for completion in group
+        )
+        for group in rollout.completions
+    ]
+    rewards = np.ascontiguousarray(rollout.rewards_PGF, np.float32)
+    told = np.where(np.isnan(rewards), np.float32(np.nan), rewards)  # one NaN for all
+    return {
+        "digest/samples": digests.joined(distributed.gather_texts(own)),
+        "digest/rewards": digests.of_bytes(told.tobytes()),
     }
 
 

@@ -28,6 +28,7 @@ from grpo_jax import (
     roll_backs,
     run_folder,
     settings_checks,
+    starts,
     stopping,
 )
 from grpo_jax import mesh as mesh_lib
@@ -110,15 +111,24 @@ def cpu_devices(s: Settings) -> int:
     return 0 if here and registry_of_models.read_spec(folder).num_weights <= SMALL_MODEL else 1
 
 
-def prepare(s: Settings, config: dict[str, Any], *, started_at: float, stopper: stopping.Stopper) -> Run:
+def prepare(
+    s: Settings,
+    config: dict[str, Any],
+    *,
+    started_at: float,
+    stopper: stopping.Stopper,
+    teller: Teller | None = None,
+) -> Run:
     """Builds everything. Call once, after `distributed.start`.
 
     Args:
         stopper: is told what to close, and gives the folder back, when the run ends.
+        teller: who hears of it; None: the folder's, which is opened.
 
     Raises: ValueError, FileNotFoundError, FileExistsError for what the user can mend.
     """
     mesh, specs = checked(s)
+    settings_checks.check_best(s, saving="checkpoint", evaluating="evaluation")
     folder = Path(s.output_dir)
     changes = resuming.check(folder, config, s)
     opened = policy.open_policy(s.model)
@@ -130,7 +140,7 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float, stopper: 
     keeper = make_keeper(s, folder)
     roll_backs.finish(folder, keeper)
     start = resuming.begin(keeper, folder, s, changes, last=s.max_steps)
-    teller = open_teller(folder, s, config, start, started_at=started_at)
+    teller = teller or open_teller(folder, s, config, start, started_at=started_at)
     stoppable(stopper, teller)
     judge = make_judge(s, specs)
     teller.tell_message(
@@ -176,6 +186,8 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float, stopper: 
         stopper=stopper,
     )
     judge.self_test()
+    if distributed.is_first():
+        starts.record(folder, starts.present(mesh, config), after=start.step)
     return run
 
 

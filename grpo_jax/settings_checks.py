@@ -54,6 +54,7 @@ def check_supervised(settings: Settings, spec: ModelSpec, *, num_processes: int)
             f"config.sft.num_rows is {settings.sft.num_rows}, which {num_processes} processes cannot share; "
             f"set a multiple of {num_processes}."
         )
+    check_best(settings, saving="sft", evaluating="sft")
 
 
 def _check_length(settings: Settings, field: str, answer: int, spec: ModelSpec) -> None:
@@ -63,6 +64,22 @@ def _check_length(settings: Settings, field: str, answer: int, spec: ModelSpec) 
         raise ValueError(
             f"config.data.max_prompt_length {prompt} + config.{field} {answer} = {prompt + answer} tokens; "
             f"the model has {room} positions. Set {_shorter(prompt, answer, room, field.rpartition('.')[2])}."
+        )
+
+
+def check_best(settings: Settings, *, saving: str, evaluating: str) -> None:
+    """Raises ValueError where a checkpoint may lack the number that the best one is chosen by.
+
+    Args:
+        saving: the section that has `save_steps`; `evaluating`: that which has `eval_steps`.
+    """
+    name, save_steps = settings.checkpoint.metric_for_best_model, getattr(settings, saving).save_steps
+    eval_steps = getattr(settings, evaluating).eval_steps
+    if name and (not save_steps or not eval_steps or save_steps % eval_steps):
+        raise ValueError(
+            f"config.checkpoint.metric_for_best_model is {name!r}, so every checkpoint needs an evaluation of its step; "
+            f"got config.{saving}.save_steps {save_steps} and config.{evaluating}.eval_steps {eval_steps}. Set the first "
+            'to a multiple of the second, both above 0, or config.checkpoint.metric_for_best_model="".'
         )
 
 
@@ -121,8 +138,10 @@ def _check_ranges(settings: Settings) -> None:
         "sft.eval_steps": (settings.sft.eval_steps, 0),
         "sft.save_steps": (settings.sft.save_steps, 0),
         "checkpoint.save_steps": (settings.checkpoint.save_steps, 0),
+        "checkpoint.save_seconds": (settings.checkpoint.save_seconds, 0),
         "checkpoint.save_total_limit": (settings.checkpoint.save_total_limit, 1),
         "checkpoint.resume_step": (settings.checkpoint.resume_step, -1),
+        "checkpoint.keep_every_steps": (settings.checkpoint.keep_every_steps, 0),
         "evaluation.eval_steps": (settings.evaluation.eval_steps, 0),
         "evaluation.num_generations": (settings.evaluation.num_generations, 1),
         "evaluation.temperature": (settings.evaluation.temperature, 0),

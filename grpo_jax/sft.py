@@ -24,6 +24,7 @@ if __name__ == "__main__":
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -90,7 +91,7 @@ def evaluate(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> N
     keeping.mark_looked(this)
 
 
-def take_step(this: Run, answers: WorkedAnswers, learner: SupervisedLearner, step: int) -> dict[str, float]:
+def take_step(this: Run, answers: WorkedAnswers, learner: SupervisedLearner, step: int) -> dict[str, Any]:
     """One update; replaces the run's state."""
     s, started = this.settings, time.perf_counter()
     rows = [answers.rows[problem.index] for problem in next(this.problem_batches)]
@@ -112,7 +113,7 @@ def take_step(this: Run, answers: WorkedAnswers, learner: SupervisedLearner, ste
 def validate(this: Run, answers: WorkedAnswers, learner: SupervisedLearner, *, step: int) -> None:
     """Tells the loss on the worked answers that are kept for it."""
     if not answers.validation:
-        return
+        return keeping.mark_evaluated(this, {})
     mine = answers.validation[jax.process_index() :: jax.process_count()]
     rows = [answers.rows[problem.index] for problem in mine]
     loss = learner.loss(this.state.params, rows, frozen=this.frozen)

@@ -16,6 +16,7 @@ import jax
 from grpo_jax import (
     checkpoints,
     console,
+    distributed,
     metrics,
     policy,
     problem_loading,
@@ -24,6 +25,7 @@ from grpo_jax import (
     run,
     run_folder,
     settings_checks,
+    starts,
     worked_answers,
 )
 from grpo_jax import mesh as mesh_lib
@@ -77,6 +79,8 @@ def prepare(
         teller.tell_message(sentence)
     this, learner = build(s, mesh, opened, answers, held_out, judge, keeper, teller, start, stopper)
     judge.self_test()
+    if distributed.is_first():
+        starts.record(folder, starts.present(mesh, config), after=start.step)
     return this, answers, learner
 
 

@@ -28,6 +28,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,7 +47,7 @@ from grpo_jax import mesh as mesh_lib
 from grpo_jax.evaluation import evaluation, evaluation_folder
 from grpo_jax.keeping import is_time
 from grpo_jax.learning import advantages, batches, train_state
-from grpo_jax.rollout import shuffled
+from grpo_jax.rollout import digests_of, shuffled
 from grpo_jax.run import Run, cpu_devices, prepare
 from grpo_jax.structs import Problem, Rollout
 
@@ -181,7 +182,7 @@ def pack(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> list[batches.
     )
 
 
-def learn(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> dict[str, float]:
+def learn(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> dict[str, Any]:
     """Pack, score and learn; replaces the run's state."""
     started = time.perf_counter()
     run.state, learned = run.learner.learn(
@@ -204,9 +205,9 @@ def follow(run: Run, step: int) -> None:
         run.ref_params = run.mix_reference(run.ref_params, run.state.params)
 
 
-def tell(run: Run, step: int, rollout: Rollout, advantages_PG: np.ndarray, learned: dict[str, float]) -> None:
+def tell(run: Run, step: int, rollout: Rollout, advantages_PG: np.ndarray, learned: dict[str, Any]) -> None:
     """Numbers of the step, a remark where they would puzzle, and every few steps some samples."""
-    numbers = rollout.metrics | learned
+    numbers: dict[str, Any] = rollout.metrics | digests_of(rollout) | learned
     on_policy = run.settings.grpo.num_iterations * run.settings.grpo.num_minibatches == 1
     notes = [*metrics.step_notes(numbers, on_policy=on_policy)]
     if left := dynamic_sampling.note(numbers, num_groups=len(rollout.rewards_PG)):

@@ -23,6 +23,7 @@ SIZES = {
     "head_dim": 16,
 }
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # as users have it
+ENVIRONMENT["PYTHONPATH"] = str(ROOT)  # tools/x.py of this checkout, whichever is installed
 # Times, and what follows from them; and all that begins with time/. All else must be equal in equal runs.
 TIMED = (
     "seconds",

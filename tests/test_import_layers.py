@@ -27,6 +27,7 @@ FLOORS: dict[int, set[str]] = {
         "distributed",
         "checkpoint_folder",
         "digests",
+        "starts",
         "chips",
         "compilations",
         "command_line",
@@ -45,7 +46,7 @@ FLOORS: dict[int, set[str]] = {
     7: {"run", "suite"},
     8: {"keeping", "planning", "sft_run"},
     9: {"train"},
-    10: {"sft"},
+    10: {"sft", "doctor", "replaying"},
     11: {"tools"},
 }
 
@@ -54,7 +55,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "mesh": set(),
     "distributed": set(),
     "checkpoints": {"checkpoint_reading", "checkpoint_folder", "digests", "distributed", "whole_files"},
-    "checkpoint_reading": {"checkpoint_folder", "digests"},
+    "checkpoint_reading": {"checkpoint_folder", "digests", "distributed"},
     "checkpoint_folder": {"whole_files"},
     "whole_files": set(),
     "json_files": set(),
@@ -64,6 +65,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "stopping": {"structs", "command_line", "distributed", "notices"},
     "watch": {"distributed", "endings", "secret_values", "stopping", "structs"},
     "digests": set(),
+    "starts": set(),
     "chips": set(),
     "compilations": set(),
     "command_line": {"endings", "secret_values"},
@@ -79,7 +81,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "data": {"structs", "text"},
     # acting, judging and learning are strangers: they meet in rollout and train, through structs
     "sampling": {"structs", "chips", "mesh", "models", "distributed"},
-    "learning": {"structs", "mesh", "models", "distributed"},
+    "learning": {"structs", "mesh", "models", "distributed", "digests"},
     "dynamic_sampling": {"structs", "learning"},
     "worked_answers": {"structs", "text", "learning", "data"},
 }

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,17 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path):
         teller.tell_step(1, {"loss": float("nan"), "kl": float("inf"), "reward": float("-inf")})
     (line,) = strict_lines(tmp_path / "metrics.jsonl")
     assert line["loss"] is line["kl"] is line["reward"] is None
+
+
+def test_text_among_the_numbers_goes_to_the_metrics_file_alone(tmp_path):
+    stream, written = io.StringIO(), []
+    with open_teller(tmp_path, stream=stream) as teller:
+        teller._sinks = [types.SimpleNamespace(write=lambda step, numbers: written.append(numbers))]
+        teller.tell_step(1, {"loss": 0.5, "digest/samples": "00ff00ff00ff00ff"})
+    (line,) = strict_lines(tmp_path / "metrics.jsonl")
+    assert line["digest/samples"] == "00ff00ff00ff00ff"
+    assert written == [{"loss": 0.5}]
+    assert "00ff" not in stream.getvalue()
 
 
 def test_an_evaluation_has_its_prefix_once_and_one_console_line(tmp_path):

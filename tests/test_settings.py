@@ -67,6 +67,8 @@ def test_the_base_passes_in_one_two_and_eight_processes():
         ("rollout.max_completion_length", 0, 1),
         ("rollout.num_slots", -1, 0),
         ("rollout.window", -1, 0),
+        ("checkpoint.save_seconds", -1.0, 0),
+        ("checkpoint.keep_every_steps", -1, 0),
         ("grpo.epsilon", -0.1, 0),
         ("grpo.epsilon_high", -0.1, 0),
         ("grpo.beta", -0.1, 0),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from grpo_jax import distributed
+from grpo_jax import digests, distributed
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import kl, train_state
 from grpo_jax.learning.batches import Minibatch
@@ -93,7 +93,7 @@ class Learner:
         num_iterations: int,
         frozen: Any = None,
         before_change: Callable[[], None] = lambda: None,
-    ) -> tuple[TrainState, dict[str, float]]:
+    ) -> tuple[TrainState, dict[str, Any]]:
         """All updates of one rollout: `num_iterations` passes over its minibatches.
 
         Old log-probabilities are computed only if the policy moves before the rollout is used up; with
@@ -104,7 +104,8 @@ class Learner:
             frozen: what no update changes; None in full fine-tuning.
             before_change: called when all is compiled and scored: the next thing is that `state` is gone.
 
-        Returns: the new state; metrics, averaged over updates (the gap's largest, where it says max).
+        Returns: the new state; metrics, averaged over updates (the gap's largest, where it says max); digests as
+            text: of all updates' gradients in order, and of the parameters after the last.
         """
         parts = self.put(minibatches)
         only_tokens_of_high_entropy = self.loss.top_entropy_quantile < 1
@@ -124,7 +125,7 @@ class Learner:
             for part in parts:
                 state, metrics = self.update(state, frozen, *part)
                 history.append(metrics)
-        return state, _averaged(jax.device_get(history))
+        return state, _summarised(jax.device_get(history))
 
     def rollout_kl(
         self,
@@ -154,6 +155,25 @@ class Learner:
                 for s, place in enumerate(places):
                     kl_PG[place] = kl_UAS[u, a, s]
         return kl_PG
+
+    def rollout_logprobs(
+        self, params: Any, minibatches: Sequence[Minibatch], *, frozen: Any = None
+    ) -> dict[tuple[int, int], np.ndarray]:
+        """What the trainer makes of each completion, by its place (problem, generation of this process).
+
+        Args:
+            minibatches: of all completions, whatever their advantage.
+
+        Returns: float32 `[C]` each, natural logarithms; a completion's own tokens are the first.
+        """
+        found = {}
+        for part, minibatch in zip(self.put(minibatches), minibatches, strict=True):
+            scored = self.score(params, frozen, part.batch, part.num_active)
+            logprobs_UASC = mesh_lib.local_rows(jnp.swapaxes(scored.logprobs_AUSC, 0, 1))
+            for i, places in enumerate(minibatch.places):
+                a, u = divmod(i, len(logprobs_UASC))
+                found |= {place: logprobs_UASC[u, a, s] for s, place in enumerate(places)}
+        return found
 
     def put(self, minibatches: Sequence[Minibatch]) -> list[Part]:
         """Minibatches on the mesh, with what is known of all processes."""
@@ -202,8 +222,13 @@ def _row_kl(mask_AUSC: jax.Array, old_AUSC: jax.Array, ref_AUSC: jax.Array, *, l
     return kl_B.reshape(swapped[0].shape[:-1])
 
 
-def _averaged(history: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    return {
-        name: float((np.max if name.endswith("/max") else np.mean)([metrics[name] for metrics in history]))
-        for name in history[0]
-    }
+def _summarised(history: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    return {name: _summary(name, [metrics[name] for metrics in history]) for name in history[0]}
+
+
+def _summary(name: str, values: list[np.ndarray]) -> float | str:
+    """Of a rollout's updates: a mean, the largest, or a digest."""
+    if name.startswith("digest/"):
+        texts = [digests.as_text(pair) for pair in values]
+        return texts[-1] if name == "digest/params" else digests.joined(texts)
+    return float((np.max if name.endswith("/max") else np.mean)(values))

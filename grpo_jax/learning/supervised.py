@@ -34,7 +34,10 @@ LOSS = LossParams(
     temperature=1.0,
     max_completion_length=1,  # of another aggregation
 )
-TOLD = ("loss", "grad_norm", "entropy")  # of an update's metrics; the others compare with a sampler
+TOLD = (  # of an update's metrics; the others compare with a sampler
+    *("loss", "grad_norm", "entropy"),
+    *("digest/gradient", "digest/params"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,11 +124,11 @@ class SupervisedLearner:
         *,
         frozen: Any = None,
         before_change: Callable[[], None] = lambda: None,
-    ) -> tuple[TrainState, dict[str, float]]:
+    ) -> tuple[TrainState, dict[str, Any]]:
         """One update on this process's rows, at most `packing.num_rows`; the state is donated after `before_change`.
 
-        Returns: the new state; `loss` (nats a response token), `grad_norm`, `entropy` and `num_tokens`, the
-            response tokens of all processes.
+        Returns: the new state; `loss` (nats a response token), `grad_norm`, `entropy`, digests of gradient and
+            parameters, and `num_tokens`, the response tokens of all processes.
         """
         minibatch = self._minibatch(rows)
         state, metrics = self.learner.learn(
