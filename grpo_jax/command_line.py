@@ -7,6 +7,7 @@ What the exit statuses mean: `endings.py`.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import select
@@ -14,9 +15,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from grpo_jax import config_file, overrides
+from grpo_jax import config_file, overrides, secret_values
 from grpo_jax.endings import NOBODY_READS, STOP_STATUSES, Ended
 
 USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
@@ -29,7 +30,8 @@ fields: configs/base.py has every one, with its unit and range"""
 def read_config(arguments: Sequence[str], *, program: str) -> dict[str, Any]:
     """Resolves `--config FILE` and `--config.section.field=value`; `--help` prints the usage and exits.
 
-    Raises: ValueError, in one line, for what cannot be read: without `--config` it names the configs.
+    Raises: ValueError, in one line, for what cannot be read, or holds a secret that files would keep: without
+    `--config` it names the configs.
     """
     if {"-h", "--help"} & set(arguments):
         print(USAGE.format(program=program, configs=", ".join(config_file.shipped())))
@@ -41,16 +43,36 @@ def read_config(arguments: Sequence[str], *, program: str) -> dict[str, Any]:
         )
     config = config_file.load(file)
     overrides.apply(config, rest, program=program)
-    return config.to_dict()
+    resolved = config.to_dict()
+    secret_values.check({"config": resolved})
+    return resolved
+
+
+class Parser(argparse.ArgumentParser):
+    """Of the tools' options: a mistake is one line, as everywhere, and no option goes by the beginning of its name."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(
+            **{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings}
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; {self.prog} --help tells more.")
 
 
 def run_program(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main(arguments)`; a user's mistake ends as one line on stderr and exit status 2, `Ended` as it says.
 
-    `--debug` among the arguments shows the whole traceback instead.
+    `--debug` among the arguments shows the whole traceback instead. No line says a secret of the environment.
     """
+    with secret_values.hidden():
+        _run_to_its_end(main)
+
+
+def _run_to_its_end(main: Callable[[Sequence[str]], None]) -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
+        secret_values.check_arguments(arguments)
         main(arguments)
     except Ended as ending:
         print(f"{_where(ending)}{ending}", file=sys.stderr, flush=True)

@@ -135,6 +135,7 @@ def prepare(
     opened = policy.open_policy(s.model)
     settings_checks.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
     settings_checks.check_sampling(s, opened, platform=mesh.devices.flat[0].platform)
+    policy.check_weights(opened)
     judge, said = make_judge(s, specs), metrics.EarlyTeller(silent=not distributed.is_first())
     if teller:
         said.hand_on(teller)

@@ -59,6 +59,7 @@ def prepare(
     settings_checks.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
     settings_checks.check_supervised(s, opened.model.spec, num_processes=jax.process_count())
     settings_checks.check_sampling(s, opened, platform=mesh.devices.flat[0].platform)
+    policy.check_weights(opened)
     run.use_compilation_cache(s.compilation_cache)
     judge = run.make_judge(s, specs)
     said = metrics.EarlyTeller(silent=not distributed.is_first())

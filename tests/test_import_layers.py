@@ -19,7 +19,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: dict[int, set[str]] = {
-    0: {"structs", "console", "configs", "endings", "whole_files", "other_names", "config_file"},
+    0: {
+        *("structs", "console", "configs", "endings"),
+        *("json_files", "secret_values", "whole_files", "other_names", "config_file"),
+    },
     1: {
         "models",
         "rewards",
@@ -54,28 +57,30 @@ FLOORS: dict[int, set[str]] = {
 }
 
 KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the floors below it
-    "models": {"whole_files"},
+    "models": {"json_files", "whole_files"},
     "mesh": set(),
     "distributed": set(),
     "checkpoints": {"checkpoint_reading", "checkpoint_folder", "digests", "distributed", "whole_files"},
     "checkpoint_reading": {"checkpoint_folder", "digests", "distributed"},
     "checkpoint_folder": {"whole_files"},
     "whole_files": set(),
+    "json_files": set(),
+    "secret_values": set(),
     "notices": set(),
     "run_lock": set(),
     "stopping": {"structs", "distributed", "endings", "notices"},
-    "watch": {"distributed", "endings", "stopping", "structs"},
+    "watch": {"distributed", "endings", "secret_values", "stopping", "structs"},
     "digests": set(),
     "starts": {"whole_files"},
     "chips": set(),
     "compilations": set(),
-    "command_line": {"config_file", "endings", "overrides"},
+    "command_line": {"config_file", "endings", "overrides", "secret_values"},
     "overrides": {"other_names"},
     "alarms": set(),
     "endings": set(),
     "stop_strings": set(),
-    "text": set(),
-    "rewards": {"structs"},
+    "text": {"json_files"},
+    "rewards": {"structs", "secret_values"},
     "metrics": {"console", "trackers"},
     "report": {"charts", "console"},
     "charts": {"console"},
