@@ -62,6 +62,13 @@ class Reader:
         """What was given to `save` as the record; no array is read. Raises: as `restore`."""
         return self._sealed(step)["record"]
 
+    def check_files(self, step: int) -> None:
+        """Raises Damaged if a file of the step is not as it was written; reads all of them."""
+        try:
+            checkpoint_folder.check_files(self._place(step), self._sealed(step)["files"])
+        except Flaw as flaw:
+            raise self._damaged(step, str(flaw)) from None
+
     def restore(self, step: int, like: Any) -> tuple[Any, dict]:
         """Reads a checkpoint onto the devices. In a run of several processes all must call.
 

@@ -2,20 +2,37 @@
 
 The only door to ml_collections besides `configs/`. Enters: arguments. Leaves: a resolved config as a plain
 nested dictionary. `run_program` turns what a user can get wrong into one line and exit status 2.
+
+How a program ends, everywhere in the project:
+
+    0    it has done what was asked
+    1    our own mistake; the traceback says where
+    2    a mistake of the user, of a file or of the machine, in one line
+    3    another process of the run failed (`watch.py`)
+    4    an alarm of the config stopped the run
+    130  stopped by SIGINT (Ctrl-C)
+    143  stopped by SIGTERM, SIGUSR1 (what SLURM sends by --signal) or a notice of preemption
+
+A stopped run keeps its last whole step, and the same command goes on (`stopping.py`).
 """
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from grpo_jax.endings import Ended
+
 USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
 """What rooms raise for what a user, a file or a machine got wrong; anything else is our own mistake."""
+STOP_STATUSES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+"""Signals that stop a run -> exit status: 128 + number, as shells have it, and a notice as SIGTERM."""
 CONFIG_ERRORS = (AttributeError, KeyError, NameError, OSError, SyntaxError, TypeError, ValueError)
 """What a config file, or an override of it, may end in."""
 USAGE = """usage: python -m {program} --config FILE [--config.section.field=value ...] [--debug]
@@ -53,25 +70,48 @@ def read_config(arguments: Sequence[str], *, program: str) -> dict[str, Any]:
 
 
 def run_program(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs `main(arguments)`; a user's mistake ends as one line on stderr and exit status 2.
+    """Runs `main(arguments)`; a user's mistake ends as one line on stderr and exit status 2, `Ended` as it says.
 
     `--debug` among the arguments shows the whole traceback instead.
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         main(arguments)
+    except Ended as ending:
+        print(f"{_where(ending)}{ending}", file=sys.stderr, flush=True)
+        leave(ending.status)
     except USER_ERRORS as error:
         if len(arguments) < len(sys.argv) - 1:
             traceback.print_exc()
         else:
             print(f"error: {_where(error)}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
         leave(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
-        leave(130)
+    except KeyboardInterrupt:  # of the tools; a run has its own way to stop
+        print("stopped by SIGINT; the same command goes on or begins again", file=sys.stderr, flush=True)
+        leave(STOP_STATUSES[signal.SIGINT])
     except Exception:
         traceback.print_exc()
         leave(1)  # Python's own way out would wait for the other processes
+
+
+def end_on_signals() -> None:
+    """Until a run knows better (`stopping.Stopper`), a signal that stops it ends the program at once.
+
+    Call it before imports that take seconds: nothing is begun yet, so there is nothing to keep.
+    """
+
+    def end(number: int, _: object) -> None:
+        name = signal.Signals(number).name
+        print(
+            f"stopped by {name}: nothing was under way; the same command goes on or begins again",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(STOP_STATUSES[number])
+
+    for number in STOP_STATUSES:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
 
 
 def leave(status: int) -> None:

@@ -16,6 +16,8 @@ from grpo_jax.models.spec import ModelSpec
 from grpo_jax.sampling import token_choice
 from grpo_jax.settings import Settings
 
+RESUMES = ("auto", "must", "never")  # where there is a checkpoint go on, else begin; or an error instead
+
 
 def check(settings: Settings, *, num_processes: int) -> None:
     """Raises ValueError for the first rule that is broken, with the numbers that would do."""
@@ -26,6 +28,7 @@ def check(settings: Settings, *, num_processes: int) -> None:
     _check_rewards(settings)
     _check_lora(settings.lora)
     _check_rows(settings, num_processes=num_processes)
+    _check_alarms(settings)
 
 
 def check_model(settings: Settings, spec: ModelSpec, *, tensor: int) -> None:
@@ -137,6 +140,7 @@ def _check_ranges(settings: Settings) -> None:
         "checkpoint.save_steps": (settings.checkpoint.save_steps, 0),
         "checkpoint.save_seconds": (settings.checkpoint.save_seconds, 0),
         "checkpoint.save_total_limit": (settings.checkpoint.save_total_limit, 1),
+        "checkpoint.resume_step": (settings.checkpoint.resume_step, -1),
         "checkpoint.keep_every_steps": (settings.checkpoint.keep_every_steps, 0),
         "evaluation.eval_steps": (settings.evaluation.eval_steps, 0),
         "evaluation.num_generations": (settings.evaluation.num_generations, 1),
@@ -178,6 +182,7 @@ def _check_names(settings: Settings) -> None:
         "optimizer.lr_scheduler_type": (settings.optimizer.lr_scheduler_type, SCHEDULES),
         "sft.lr_scheduler_type": (settings.sft.lr_scheduler_type, SCHEDULES),
         "optimizer.mu_dtype": (settings.optimizer.mu_dtype, MU_DTYPES),
+        "checkpoint.resume": (settings.checkpoint.resume, RESUMES),
         "checkpoint.export_dtype": (settings.checkpoint.export_dtype, ("auto", *EXPORT_DTYPES)),
     }
     for name, (value, names) in known.items():
@@ -272,6 +277,24 @@ def _check_rows(settings: Settings, *, num_processes: int) -> None:
             f"set config.rollout.num_prompts to a multiple of "
             f"{_smallest_prompts(rollout.num_generations, divisor, num_processes)}."
         )
+
+
+def _check_alarms(settings: Settings) -> None:
+    """Of the checkpoints that are kept, one must be from before the steps that raise an alarm."""
+    limits, keeping = settings.alarms, settings.checkpoint
+    streaks = {
+        "zero_reward": (limits.zero_reward, limits.zero_reward_steps),
+        "no_signal": (limits.no_signal, limits.no_signal_steps),
+        "clipped": (limits.clipped, limits.clipped_steps),
+    }
+    for name, (action, steps) in streaks.items():
+        meanwhile = -(-(steps - 1) // keeping.save_steps) if steps and keeping.save_steps else 0
+        if action != "warn" and keeping.save_total_limit <= meanwhile and not keeping.keep_every_steps:
+            raise ValueError(
+                f"config.alarms.{name} is {action!r} after {steps} steps in a row, in which {meanwhile} checkpoints "
+                f"may be saved; config.checkpoint.save_total_limit {keeping.save_total_limit} would keep none from "
+                f"before them. Set it to {meanwhile + 1}, or config.checkpoint.save_steps higher."
+            )
 
 
 def _shorter(prompt: int, answer: int, room: int, name: str) -> str:
