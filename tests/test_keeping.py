@@ -28,7 +28,9 @@ def run_in(folder, **fields: Any) -> Any:
         keeper=checkpoints.Checkpoints(folder, retention=checkpoints.Retention(2)),
         problem_batches=types.SimpleNamespace(get_state=dict),
         whole=Whole(0, {}, looked=False),
+        alarms=types.SimpleNamespace(state=dict),
         evaluated={},
+        evaluated_names=set(),
     )
     keeping.mark_whole(made, 1)
     return made
@@ -55,7 +57,7 @@ def test_a_failed_save_is_raised_when_the_next_step_asks(tmp_path):
     run, deadline = run_in(tmp_path / "c"), time.monotonic() + 60
     run.state = {"w": jnp.asarray(np.random.default_rng(0).normal(size=250_000), jnp.float32)}
     with files_at_most(300_000):
-        keeping.keep(run)
+        run.keeper.save(1, run.state, {})
         with pytest.raises(RuntimeError, match="the checkpoint of step 1 could not be saved"):
             while time.monotonic() < deadline:
                 at(run, 2, every=0)
@@ -70,6 +72,8 @@ def test_a_checkpoint_has_the_numbers_of_its_own_steps_evaluation_only(tmp_path)
     assert run.evaluated == {"eval/accuracy": 0.5, "eval/length": 3.0, "eval/loss": 2.0}
     keeping.mark_whole(run, 2)
     assert run.evaluated == {}
+    keeping.mark_evaluated(run, {"eval/length": 4})  # which may lack a number that is known
+    assert run.evaluated == {"eval/length": 4.0}
 
 
 def test_an_unknown_number_is_told_at_the_first_evaluation_with_those_that_are_known(tmp_path):
