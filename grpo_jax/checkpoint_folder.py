@@ -93,7 +93,7 @@ def check_files(place: Path, files: dict[str, Any]) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Removes what killed saves and deletions have left."""
+    """Removes what killed saves and deletions have left, as far as that can be removed."""
     for path in folder.iterdir():
         if _LEFT_OVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)

@@ -41,13 +41,6 @@ class Reader:
         """The newest step that looks whole; None without one."""
         return max(self.steps(), default=None)
 
-    def newest_step(self) -> int | None:
-        """The newest step of which there is anything; None without one. Raises: Damaged if it is not whole."""
-        step = max(checkpoint_folder.steps(self.folder), default=None)
-        if step is not None:
-            self.read_record(step)
-        return step
-
     def damage(self) -> dict[int, str]:
         """By step, what is wrong with those that do not look whole."""
         found = {}
@@ -63,11 +56,8 @@ class Reader:
         return self._sealed(step)["record"]
 
     def check_files(self, step: int) -> None:
-        """Raises Damaged if a file of the step is not as it was written; reads all of them."""
-        try:
-            checkpoint_folder.check_files(self._place(step), self._sealed(step)["files"])
-        except Flaw as flaw:
-            raise self._damaged(step, str(flaw)) from None
+        """Reads all files of a step. In a run of several processes all must call. Raises: as `restore`."""
+        self._check_files(step, self._sealed(step)["files"])
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict]:
         """Reads a checkpoint onto the devices. In a run of several processes all must call.

@@ -136,6 +136,8 @@ class Checkpoints(Reader):
         if jax.default_backend() == "cpu":
             # On a CPU the saver would share memory with the arrays that the next update overwrites.
             trees = jax.tree.map(jnp.copy, trees)
+        if distributed.is_first():
+            checkpoint_folder.clean(self.folder)  # what could not be deleted earlier, perhaps now
         self._saved, self._saved_at = step, time.monotonic()
         self._start(step, trees, content)
 
@@ -204,11 +206,13 @@ class Checkpoints(Reader):
                 whole_files.delete(self._place(step))
 
     def _give_up(self, step: int, error: Exception) -> None:
-        self._error = RuntimeError(_told(error))  # is told, whatever becomes of the next lines
-        self._error = self._failed(step, _told(error))
-        self._error.__cause__ = error
-        if distributed.is_first():
-            checkpoint_folder.clean(self.folder)  # half a checkpoint may be what fills the disk
+        failed = RuntimeError(f"the checkpoint of step {step} could not be saved: {_told(error)}")
+        with contextlib.suppress(OSError):  # of a disk that is gone altogether
+            if distributed.is_first():
+                checkpoint_folder.clean(self.folder)  # half a checkpoint may be what fills it
+            failed = self._failed(step, _told(error))
+        failed.__cause__ = error
+        self._error = failed  # last: another thread raises it
 
     def _failed(self, step: int, why: str) -> RuntimeError:
         latest = self.latest_step()

@@ -143,12 +143,13 @@ def mark_looked(run: Run) -> None:
 def mark_evaluated(run: Run, numbers: Mapping[str, float]) -> None:
     """Notes what was found of the last whole step's model, and that the best can be told by it.
 
-    Raises: ValueError if config.checkpoint.metric_for_best_model is none of the numbers.
+    Raises: ValueError if config.checkpoint.metric_for_best_model has not been among the numbers yet.
     """
     run.evaluated |= {name: float(x) for name, x in numbers.items() if name.startswith("eval/")}
+    run.evaluated_names.update(run.evaluated)  # some are there only where an answer is right, or wrong
     name = run.settings.checkpoint.best_metric
-    if name and name not in run.evaluated:
-        known = ", ".join(sorted(run.evaluated)) or "none, since nothing is evaluated here"
+    if name and name not in run.evaluated_names:
+        known = ", ".join(sorted(run.evaluated_names)) or "none, since nothing is evaluated here"
         raise ValueError(
             f"config.checkpoint.metric_for_best_model is {run.settings.checkpoint.metric_for_best_model!r}, which "
             f'no evaluation of this run tells; known are: {known}. Set one of these, or "".'

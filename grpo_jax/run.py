@@ -89,9 +89,9 @@ class Run:
     alarms: alarms.Alarms
     whole: Whole  # the last whole step: what a run that is stopped now would keep
     stopper: stopping.Stopper  # hears what stops the run, and is told when no step is whole
-    evaluated: dict[str, float] = dataclasses.field(
-        default_factory=dict
-    )  # numbers of the evaluation after it
+    # numbers of the evaluation after the last whole step, and the names of all that evaluations have told
+    evaluated: dict[str, float] = dataclasses.field(default_factory=dict)
+    evaluated_names: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def began_after(self) -> int:

@@ -107,14 +107,14 @@ def test_what_a_kill_has_left_is_no_checkpoint_and_the_next_run_removes_it(tmp_p
     (tmp_path / "c" / name).mkdir()
     (tmp_path / "c" / name / "half").write_text("half")
     reader = Reader(tmp_path / "c")
-    assert (reader.steps(), reader.newest_step()) == ([1], 1)
+    assert (reader.steps(), reader.damage()) == ([1], {})
     assert (tmp_path / "c" / name).exists()  # who only reads touches nothing
-    assert Checkpoints(tmp_path / "c", retention=Retention(2)).newest_step() == 1
+    assert Checkpoints(tmp_path / "c", retention=Retention(2)).steps() == [1]
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["1"]
 
 
 def test_a_folder_that_is_not_there_is_not_made_by_reading_it(tmp_path):
-    assert Reader(tmp_path / "c").newest_step() is None
+    assert Reader(tmp_path / "c").latest_step() is None
     assert not (tmp_path / "c").exists()
 
 

@@ -139,7 +139,7 @@ def test_every_file_that_is_cut_emptied_or_missing_is_named_before_an_array_is_r
         reader = Reader(copy)
         assert (reader.steps(), reader.latest_step()) == ([1], 1)
         with pytest.raises(Damaged, match=re.escape(f"the file {name} {words}")):
-            reader.newest_step()
+            reader.read_record(2)
         path.write_bytes(whole)
     restore_all(copy, 2, mesh)
 
@@ -163,7 +163,7 @@ def test_a_step_without_its_seal_is_told_and_never_skipped(copy, mesh, kind, wor
     assert words in message(copy, mesh)
     keeper = Checkpoints(copy, retention=Retention(2))
     with pytest.raises(Damaged, match=words):
-        keeper.newest_step()
+        keeper.read_record(2)
     assert list(keeper.damage()) == [2] and words in keeper.damage()[2]
     assert keeper.latest_step() == 1
     assert (copy / "2").exists()  # the next run removes what a kill has left, but no damage
@@ -185,7 +185,7 @@ def test_what_was_spoiled_before_it_was_written_is_found_by_the_arrays_digest(co
     (place / checkpoint_folder.RECORD).unlink()
     place.rename(copy / "2.unfinished")
     checkpoint_folder.commit(copy / "2.unfinished", place, content)
-    assert Reader(copy).newest_step() == 2  # every file is as it was sealed
+    Reader(copy).check_files(2)  # every file is as it was sealed
     assert "the values of w are not those that were saved" in message(copy, mesh)
 
 
@@ -204,7 +204,8 @@ def tree(step):
 def save_on(told, last):
     # All that is listed is whole, and what was told as saved is there; then saves until it is killed.
     keeper = Checkpoints(folder, retention=Retention(2))
-    newest, steps = keeper.newest_step() or 0, keeper.steps()
+    newest, steps = keeper.latest_step() or 0, keeper.steps()
+    assert keeper.damage() == {}
     # after a kill between a save and the deletion that follows it there are more than two
     assert newest >= last and steps[-2:] == [step for step in (newest - 1, newest) if step > 0], (steps, last)
     left = sorted(os.listdir(folder))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from grpo_jax.checkpoints import Reader
-from tests.micro_run import command, make_model, run
+from grpo_jax.checkpoints import Damaged, Reader
+from tests.micro_run import command, make_model, run, told
 from tests.test_failed_saves import mounted, unmount
 
 FIELDS = {"max_steps": 4, "evaluation__task": ""}
@@ -67,6 +68,36 @@ def test_export_ends_in_the_same_line_and_leaves_no_folder(damaged_run, tmp_path
     assert "the checkpoint of step 4" in error_line(done.stderr)
     assert "is not as it was written. Whole ones before it: [2]." in error_line(done.stderr)
     assert contents(damaged_run) == before and list(tmp_path.iterdir()) == []
+
+
+def test_the_cure_in_that_line_goes_on_from_the_older_one(damaged_run, tmp_path, model, cache):
+    folder = Path(shutil.copytree(damaged_run, tmp_path / "run"))
+    run(command(model, folder, cache, "--config.checkpoint.resume_step=2", **FIELDS))
+    for step in (2, 4):
+        Reader(folder / "checkpoints").check_files(step)
+    with pytest.raises(Damaged):  # kept, for whoever wants to know how it came to that
+        Reader(folder / "checkpoints" / "set_aside").check_files(4)
+
+
+def test_a_run_keeps_its_newest_its_regular_and_its_best_checkpoint(tmp_path, model, cache):
+    kept = {"save_total_limit": 1, "keep_every_steps": 4, "metric_for_best_model": "mean_length"}
+    fields = {f"checkpoint__{name}": value for name, value in kept.items()}
+    run(command(model, tmp_path / "run", cache, **fields))
+    lengths = {
+        line["step"]: line["eval/mean_length"]
+        for line in told(tmp_path / "run")
+        if line.get("eval/mean_length") and line["step"]
+    }
+    assert sorted(lengths) == [2, 4, 6]
+    assert set(Reader(tmp_path / "run" / "checkpoints").steps()) == {
+        4,
+        6,
+        max(lengths, key=lengths.__getitem__),
+    }
+    fields["checkpoint__metric_for_best_model"] = "mean_lenght"
+    done = run(command(model, tmp_path / "other", cache, **fields), status=2)
+    assert "'mean_lenght', which no evaluation of this run tells; known are: eval/" in error_line(done.stderr)
+    assert "eval/mean_length" in error_line(done.stderr)
 
 
 def test_a_disk_that_is_full_at_the_second_save_ends_the_run_and_the_first_stays(tmp_path, model, cache):

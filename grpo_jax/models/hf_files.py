@@ -1,4 +1,4 @@
-"""The safetensors files of a Hugging Face folder: found, opened, and checked by their headers.
+"""The safetensors files of a Hugging Face folder: found, opened, and checked by their headers; and written.
 
 Enters: a folder. Leaves: tensors by name, one at a time, read from the mapped file when asked for. Only
 safetensors is opened, never a pickle, and an index names files of its own folder only (which may be links, as
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from grpo_jax import json_files
 from grpo_jax.models import hf_table, registry
@@ -97,6 +98,15 @@ class WeightFiles:
         if self.shape(head) != self.shape(embedding):
             return set()
         return {head} if np.array_equal(self.tensor(head), self.tensor(embedding)) else set()
+
+
+def write(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes one file. Raises: OSError, naming it, where the disk does not take it."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}. Make room there and export again.") from error
+    path.chmod(0o644)  # the library leaves it readable for its owner alone
 
 
 def _weight_paths(folder: Path) -> dict[Path, set[str] | None]:
