@@ -1,19 +1,7 @@
 """The command line: a config file, its overrides, and mistakes told in one line.
 
 The only door to ml_collections besides `configs/`. Enters: arguments. Leaves: a resolved config as a plain
-nested dictionary. `run_program` turns what a user can get wrong into one line and exit status 2.
-
-How a program ends, everywhere in the project:
-
-    0    it has done what was asked
-    1    our own mistake; the traceback says where
-    2    a mistake of the user, of a file or of the machine, in one line
-    3    another process of the run failed (`watch.py`)
-    4    an alarm of the config stopped the run
-    130  stopped by SIGINT (Ctrl-C)
-    143  stopped by SIGTERM, SIGUSR1 (what SLURM sends by --signal) or a notice of preemption
-
-A stopped run keeps its last whole step, and the same command goes on (`stopping.py`).
+nested dictionary. `run_program` turns what a user can get wrong into one line and exit status 2. Statuses: `endings.py`.
 """
 
 from __future__ import annotations
@@ -27,12 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_jax.endings import Ended
+from grpo_jax.endings import STOP_STATUSES, Ended
 
 USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
 """What rooms raise for what a user, a file or a machine got wrong; anything else is our own mistake."""
-STOP_STATUSES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
-"""Signals that stop a run -> exit status: 128 + number, as shells have it, and a notice as SIGTERM."""
 CONFIG_ERRORS = (AttributeError, KeyError, NameError, OSError, SyntaxError, TypeError, ValueError)
 """What a config file, or an override of it, may end in."""
 USAGE = """usage: python -m {program} --config FILE [--config.section.field=value ...] [--debug]

@@ -59,7 +59,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "whole_files": set(),
     "notices": set(),
     "run_lock": set(),
-    "stopping": {"structs", "command_line", "distributed", "notices"},
+    "stopping": {"structs", "endings", "distributed", "notices"},
     "watch": {"distributed", "endings", "stopping", "structs"},
     "digests": set(),
     "chips": set(),
