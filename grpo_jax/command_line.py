@@ -1,8 +1,7 @@
 """The command line: a config file, its overrides, and mistakes told in one line.
 
 Enters: arguments. Leaves: a resolved config as a plain nested dictionary. `run_program` turns what a user can
-get wrong into one line and exit status 2.
-What the exit statuses mean: `endings.py`.
+get wrong into one line and exit status 2. Statuses: `endings.py`.
 """
 
 from __future__ import annotations
