@@ -55,25 +55,19 @@ def teach(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> None
     s, compiled = this.settings, compilations.Counter()
     if this.whole.step == 0:
         write_record(this, answers)
-    catch_up(this, answers, learner)
+    if keeping.owes_evaluation(this, every=s.sft.eval_steps):
+        evaluate(this, answers, learner)
     while this.whole.step < s.max_steps:
         step, before = this.whole.step + 1, compiled.total
         learned = take_step(this, answers, learner, step)
         this.teller.tell_step(step, learned | {"compilations": compiled.total - before})
         if keeping.heed(this, step, learned):
-            catch_up(this, answers, learner)
             continue
         keeping.mark_whole(this, step)
         if is_time(step, every=s.sft.eval_steps, last=s.max_steps):
             evaluate(this, answers, learner)
         if keeping.owes_checkpoint(this, every=s.sft.save_steps):
             keeping.keep(this)
-
-
-def catch_up(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> None:
-    """Evaluates where the run begins, or begins again, without the evaluation that belongs there."""
-    if keeping.owes_evaluation(this, every=this.settings.sft.eval_steps):
-        evaluate(this, answers, learner)
 
 
 def evaluate(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> None:
