@@ -178,8 +178,19 @@ def get_config() -> ConfigDict:
     config.checkpoint.save_seconds = 0.0  # also when so many seconds have passed since the last; 0: never
     config.checkpoint.save_total_limit = 2  # newest ones kept
     config.checkpoint.keep_every_steps = 0  # also those of every so many steps; 0: none
-    config.checkpoint.metric_for_best_model = ""  # also the best by a number of the evaluation: "eval/accuracy"
+    config.checkpoint.metric_for_best_model = (
+        ""  # also the best by a number of the evaluation: "eval/accuracy"
+    )
     config.checkpoint.greater_is_better = True  # False: the smallest is the best
+    config.checkpoint.resume = "auto"  # go on if there is a checkpoint; "must": or end; "never": a new folder
+    config.checkpoint.resume_step = -1  # step to go on after; newer ones are moved aside. -1: the newest
+    config.checkpoint.accept_changes = (
+        ""  # what may differ when a run goes on: "optimizer.learning_rate,rollout.top_k", "data"
+    )
+    config.checkpoint.grace_seconds = (
+        25.0  # above 0: from a signal that stops the run to its end at the latest
+    )
+    config.checkpoint.preemption_notice = "none"  # "gce", "aws": asked of the machine's metadata server
     config.checkpoint.export_dtype = "auto"  # of final/: as the model came; "float32", "bfloat16", "float16"
     config.checkpoint.export_shard_gb = 4.0  # gigabytes a weight file
 

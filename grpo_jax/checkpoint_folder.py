@@ -60,7 +60,9 @@ def read(place: Path) -> dict[str, Any]:
     try:
         lines = (place / RECORD).read_bytes().decode().split("\n")
     except FileNotFoundError:
-        what = f"it has no {RECORD}" if any(place.iterdir()) else "its folder is empty"
+        what = (
+            f"it has no {RECORD}, which every save writes" if any(place.iterdir()) else "its folder is empty"
+        )
         raise Flaw(what) from None
     except UnicodeDecodeError:
         lines = []

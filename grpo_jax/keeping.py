@@ -9,12 +9,14 @@ numbers are told and the reference has followed: whatever stops a run, it is a w
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 
-from grpo_jax import alarms, checkpoints, distributed, endings, policy, report, roll_backs
+from grpo_jax import alarms, checkpoints, distributed, endings, policy, report, resuming, roll_backs
 from grpo_jax.alarms import Raised
 from grpo_jax.endings import Ended
 from grpo_jax.roll_backs import RollBack
@@ -22,22 +24,46 @@ from grpo_jax.run import Run, Whole
 
 
 def restore(run: Run) -> None:
-    """Takes state, data position and a reference that has moved from the checkpoint the run goes on after."""
+    """Takes state, data position and a reference that has moved from the checkpoint the run goes on after.
+
+    From here on a run that is stopped saves its last whole step.
+    """
     if lacking := run.keeper.lacks_room(run.state, run.ref_params if run.mix_reference else None):
         run.teller.tell_message(f"note: {lacking}")
-    step = run.began_after
-    if not step:
-        return
+    for remark in run.start.remarks:
+        run.teller.tell_message(f"note: {remark}")
+    if run.start.step:
+        _restore(run, run.start)
+    run.stopper.keeps(owes=lambda: run.whole.step > run.began_after, save=partial(keep_last, run))
+
+
+def _restore(run: Run, start: resuming.Start) -> None:
+    step = start.step
     run.teller.tell_message(f"going on after step {step} of {run.settings.max_steps}")
-    go_on(run, step, read(run, step), roll_backs.read(run.folder))
+    record, of_reference = read(run, step)
+    of_data = go_on(run, step, record, roll_backs.read(run.folder))
+    for remark in (
+        resuming.place_remark(record.get("place", {}), place(run)),
+        *resuming.schedule_remarks(start.changes, run.settings, num_done=int(run.state.num_updates)),
+        of_reference,
+        of_data,
+    ):
+        if remark:
+            run.teller.tell_message(f"note: {remark}")
 
 
-def read(run: Run, step: int) -> dict[str, Any]:
-    """Replaces state and moved reference by those of a checkpoint; returns its record."""
+def read(run: Run, step: int) -> tuple[dict[str, Any], str]:
+    """Replaces state and moved reference by those of a checkpoint.
+
+    Returns: its record, and what to tell where it has no such reference.
+    """
     run.state, record = run.keeper.restore(step, emptied(run.state))
-    if run.mix_reference:
-        run.ref_params = run.keeper.restore_second(step, emptied(run.ref_params))
-    return record
+    if not run.mix_reference:
+        return record, ""
+    if not record.get("has_reference", True):
+        return record, "the checkpoint has no reference that moved: it begins as the starting model"
+    run.ref_params = run.keeper.restore_second(step, emptied(run.ref_params))
+    return record, ""
 
 
 def emptied(tree: Any) -> Any:
@@ -47,23 +73,59 @@ def emptied(tree: Any) -> Any:
     return shapes
 
 
-def go_on(run: Run, step: int, record: dict[str, Any], listed: list[RollBack]) -> None:
-    """Takes from a record, and from the roll-backs that have led to it since, what is no array."""
+def go_on(run: Run, step: int, record: dict[str, Any], listed: list[RollBack]) -> str:
+    """Takes from a record, and from the roll-backs that have led to it since, what is no array.
+
+    Returns: what to tell where the data begins anew.
+    """
     saved_with = record.get("roll_backs", 0)
     behind = roll_backs.applied(listed, step=step, saved_with=saved_with)
     if behind != listed:
         roll_backs.write(run.folder, behind)
-    data = behind[-1].data if len(behind) > saved_with else record["data"]
-    run.problem_batches.set_state(data)
+    remark = restore_data(run, behind[-1].data if len(behind) > saved_with else record["data"])
     run.evaluated = {}
     run.alarms.set_state(record.get("alarms", {}))
     run.whole = Whole(
         step,
-        data,
-        looked=record["looked"],
+        run.problem_batches.get_state(),
+        looked=record.get("looked", True),
         alarms=run.alarms.state(),
         roll_backs=max(len(behind), saved_with),
     )
+    return remark
+
+
+def restore_data(run: Run, position: dict[str, Any]) -> str:
+    """Goes to a checkpoint's position in the data. Returns what to tell where the data begins anew.
+
+    Raises: ValueError where the data is not that of the checkpoint, and nobody said that it may differ.
+    """
+    at_begin = run.problem_batches.get_state()
+    try:
+        run.problem_batches.set_state(position)
+    except ValueError as error:
+        if not run.start.may_deal_anew:
+            raise ValueError(
+                f"{error}, or let the data begin anew with --config.checkpoint.accept_changes=data"
+            ) from error
+        run.problem_batches.set_state(at_begin)
+        return f"the data begins anew ({error})"
+    return ""
+
+
+def place(run: Run) -> dict[str, Any]:
+    """Where the run's numbers are made: with all of this the same, a resumed run has the same bits."""
+    mesh = run.learner.mesh
+    return {
+        "mesh": dict(mesh.shape),
+        "processes": jax.process_count(),
+        "slots": run.collector.engine.plan.num_slots,  # on accelerators as many as memory was free
+        "device": mesh.devices.flat[0].device_kind,
+        "cores": os.cpu_count()
+        if jax.default_backend() == "cpu"
+        else 0,  # matrix products are cut among them
+        "jax": jax.__version__,
+    }
 
 
 def mark_whole(run: Run, step: int) -> None:
@@ -111,8 +173,26 @@ def owes_checkpoint(run: Run, *, every: int) -> bool:
 
 def keep(run: Run) -> None:
     """Saves all that is needed to go on after the last whole step; training does not wait for the disk."""
-    record = {**dataclasses.asdict(run.whole), "seed": run.settings.seed}
+    with run.stopper.undivided():
+        _save(run)
+
+
+def keep_last(run: Run) -> None:
+    """What a run that is stopped does: saves the last whole step where it is not saved, and waits for the disk."""
+    if run.whole.step > run.began_after:
+        if run.keeper.latest_step() != run.whole.step:
+            _save(run)
+        run.keeper.close()
+
+
+def _save(run: Run) -> None:
     moved = run.ref_params if run.mix_reference else None
+    record = {
+        **dataclasses.asdict(run.whole),
+        "seed": run.settings.seed,
+        "place": place(run),
+        "has_reference": moved is not None,
+    }
     run.keeper.save(run.whole.step, run.state, record, second=moved, evaluated=run.evaluated)
 
 
@@ -146,12 +226,12 @@ def heed(run: Run, step: int, numbers: Mapping[str, float]) -> bool:
 
 def roll_back(run: Run, listed: list[RollBack], back: RollBack) -> None:
     """Goes on after an earlier checkpoint; the order, and why, is at the head of `roll_backs.py`."""
-    record = read(run, back.to)
+    record, _ = read(run, back.to)
     roll_backs.write(run.folder, [*listed, back])
     with run.teller.rewound(back.to + 1):
         roll_backs.finish(run.folder, run.keeper)
-    go_on(run, back.to, record, [*listed, dataclasses.replace(back, done=True)])
-    mark_looked(run)  # later steps were told, so this evaluation was too
+    told = {**record, "looked": True}  # the evaluation after that step was told before the next one was done
+    go_on(run, back.to, told, [*listed, dataclasses.replace(back, done=True)])
 
 
 def farewell(run: Run, worst: Raised) -> str:
@@ -178,13 +258,10 @@ def farewell(run: Run, worst: Raised) -> str:
 
 def finish(run: Run) -> None:
     """Waits for the last checkpoint, exports the model, writes the report."""
-    run.keeper.close()
-    final, adapters = run.folder / "final", run.folder / "final_adapter"
-    if run.began_after < run.settings.max_steps and distributed.is_first():
-        for folder in (final, adapters):
-            if folder.exists():  # the run went on: nothing is lost
-                folder.rename(folder.with_name(f"{folder.name}_of_step_{run.began_after}"))
-    distributed.wait_for_all("looked for an older final folder")
+    with run.stopper.undivided():
+        run.keeper.close()
+        run.stopper.all_kept()
+    final, adapters = (run.folder / name for name in resuming.MODELS)
     if not final.exists():
         keeping = run.settings.checkpoint
         params = run.parts.assemble(run.state.params, run.frozen, None)

@@ -41,6 +41,14 @@ JUDGE_NOTE = (
     "config.reward.num_workers higher, or config.rollout.num_slots lower so that fewer completions end at last"
 )
 REPEAT_NOTE_AFTER_STEPS = 100
+TIMED = {  # and what begins with time/: everything else is the same in equal runs
+    "seconds",
+    "tokens_per_second",
+    "sampling/tokens_per_second_per_device",
+    "sampling/roofline_share",
+    "judge/hidden",
+    "compilations",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +103,7 @@ def open_teller(
     config: Mapping[str, Any],
     started_at: float,
     first_step: int = 0,
+    looked: bool = True,
     stream: TextIO | None = None,
     table: console.Table = console.GRPO_TABLE,
 ) -> Teller:
@@ -105,6 +114,7 @@ def open_teller(
         config: resolved, as plain dictionaries; goes to the trackers, to no file of ours.
         started_at: `time.time()` when the program started; `seconds` counts from there.
         first_step: the first step that this program will tell, 0 at a new start; see `rewind`.
+        looked: False: it tells the evaluation of the step before that, too.
         stream: where the console's lines go; stdout when None.
         table: what the console's step lines show.
 
@@ -113,11 +123,14 @@ def open_teller(
     check_trackers(params)
     folder = Path(run_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    rewind(folder, first_step)
+    rewind(folder, first_step, looked=looked)
     tracker = {"project": params.project, "name": params.run_name or folder.name, "config": config}
     sinks: list[Sink] = []
     if params.tensorboard:
-        sinks.append(trackers.TensorBoard(folder / "tensorboard", first_step=first_step))
+        board = trackers.TensorBoard(folder / "tensorboard", first_step=first_step - (not looked))
+        if not looked:  # it forgets whole steps only
+            tell_again(folder / METRICS_FILE, first_step - 1, board)
+        sinks.append(board)
     if params.wandb != "disabled":
         sinks.append(trackers.Wandb(folder, mode=params.wandb, **tracker))
     if params.trackio:
@@ -160,10 +173,13 @@ class Teller:
         self._num_printed = num_printed
         self._note_told_at: dict[str, int] = {}
 
-    def tell_step(self, step: int, metrics: Mapping[str, float], *, notes: Sequence[str] = ()) -> None:
-        """One update's numbers, and in words what a reader may stumble over (see `step_notes`)."""
+    def tell_step(self, step: int, metrics: Mapping[str, float | str], *, notes: Sequence[str] = ()) -> None:
+        """One update's numbers, and in words what a reader may stumble over (see `step_notes`).
+
+        Text among the numbers, such as a digest, goes to metrics.jsonl alone.
+        """
         self._write(step, metrics)
-        self._screen.step(step, metrics)
+        self._screen.step(step, {n: value for n, value in metrics.items() if not isinstance(value, str)})
         for note in notes:
             last = self._note_told_at.get(note)
             if last is None or step >= last + REPEAT_NOTE_AFTER_STEPS:
@@ -222,11 +238,11 @@ class Teller:
     def __exit__(self, *exception) -> None:
         self.finish()
 
-    def _write(self, step: int, metrics: Mapping[str, float]) -> None:
-        plain = {name: _plain_number(value) for name, value in metrics.items()}
+    def _write(self, step: int, metrics: Mapping[str, float | str]) -> None:
+        plain = {name: _plain(value) for name, value in metrics.items()}
         seconds = round(time.time() - self._started_at, 3)
         self._metrics_file.write({"step": step, "seconds": seconds, **plain})  # ours first
-        finite = {name: value for name, value in plain.items() if value is not None}
+        finite = {name: value for name, value in plain.items() if isinstance(value, int | float)}
         for sink in self._sinks:
             sink.write(step, finite)
 
@@ -243,7 +259,9 @@ class Teller:
 class SilentTeller:
     """What the other processes hold: takes everything a `Teller` takes and tells nobody."""
 
-    def tell_step(self, step: int, metrics: Mapping[str, float], *, notes: Sequence[str] = ()) -> None: ...
+    def tell_step(
+        self, step: int, metrics: Mapping[str, float | str], *, notes: Sequence[str] = ()
+    ) -> None: ...
 
     def tell_evaluation(
         self, step: int, metrics: Mapping[str, float], *, samples: Sequence[Sample] = ()
@@ -265,6 +283,23 @@ class SilentTeller:
     def __exit__(self, *exception) -> None: ...
 
 
+class EarlyTeller(SilentTeller):
+    """Says messages while a run has no folder yet; later hands them on to the run's teller."""
+
+    def __init__(self, *, silent: bool):
+        self._run_teller: Teller | SilentTeller | None = SilentTeller() if silent else None
+
+    def hand_on(self, teller: Teller | SilentTeller) -> None:
+        """From now on `teller` says what is told here."""
+        self._run_teller = teller
+
+    def tell_message(self, text: str) -> None:
+        if self._run_teller:
+            self._run_teller.tell_message(text)
+        else:
+            print(console.printable(text), flush=True)
+
+
 def step_notes(metrics: Mapping[str, float], *, on_policy: bool) -> tuple[str, ...]:
     """What a step's numbers need said in words.
 
@@ -281,17 +316,20 @@ def step_notes(metrics: Mapping[str, float], *, on_policy: bool) -> tuple[str, .
     return tuple(notes)
 
 
-def rewind(run_dir: str | Path, step: int) -> None:
+def rewind(run_dir: str | Path, step: int, *, looked: bool = True) -> None:
     """Removes what the run folder tells of `step` and later, and a line that a kill has torn.
 
     A killed run may have got further than its last checkpoint; the resumed one tells those steps again.
     Each file is replaced in one move, so a kill in here loses nothing.
+
+    Args:
+        looked: False: the evaluation of the step before is told again too, and removed.
     """
     for name in (METRICS_FILE, SAMPLES_FILE):
         path = Path(run_dir) / name
         if path.exists():
             with path.open("rb") as old:
-                _write_whole(path, (line for line in old if _is_before(line, step)))
+                _write_whole(path, (line for line in old if _is_before(line, step, looked=looked)))
 
 
 def abandon(run_dir: str | Path, step: int, *, roll_back: int) -> None:
@@ -304,7 +342,11 @@ def abandon(run_dir: str | Path, step: int, *, roll_back: int) -> None:
         aside = path.with_stem(f"{path.stem}_rolled_back")
         told = aside.read_bytes().splitlines(keepends=True) if aside.exists() else []
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        moved = [line for line in lines if _is_before(line, sys.maxsize) and not _is_before(line, step)]
+        moved = [
+            line
+            for line in lines
+            if _is_before(line, sys.maxsize, looked=True) and not _is_before(line, step, looked=True)
+        ]
         if moved:
             marked = [json.dumps({"roll_back": roll_back, **json.loads(line)}) + "\n" for line in moved]
             new = [line for text in marked if (line := text.encode()) not in told]
@@ -312,11 +354,27 @@ def abandon(run_dir: str | Path, step: int, *, roll_back: int) -> None:
     rewind(run_dir, step)
 
 
+def untimed(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl without what depends on the clock."""
+    return {name: x for name, x in line.items() if name not in TIMED and not name.startswith("time/")}
+
+
+def tell_again(metrics_file: Path, step: int, sink: Sink) -> None:
+    """Gives a tracker what the file tells of one step."""
+    if metrics_file.exists():
+        for line in map(json.loads, metrics_file.read_text(encoding="utf-8").splitlines()):
+            if line["step"] == step:
+                told = {name: x for name, x in line.items() if name not in ("step", "seconds")}
+                sink.write(step, {name: x for name, x in told.items() if x is not None})
+
+
 def check_trackers(params: TellingParams) -> None:
     """Finds out before anything is loaded whether the configured trackers can be used.
 
     Raises: ValueError if a tracker's package is missing, or the key that wandb needs online.
     """
+    if (params.wandb != "disabled" or params.trackio) and not params.project.strip():
+        raise ValueError("config.telling.project is empty; wandb and trackio need a project's name.")
     for package, wanted in (("wandb", params.wandb != "disabled"), ("trackio", params.trackio)):
         if wanted and importlib.util.find_spec(package) is None:
             raise ValueError(
@@ -358,6 +416,11 @@ def _write_whole(path: Path, lines: Iterable[bytes]) -> None:
     os.replace(part, path)
 
 
+def _plain(value: Any) -> float | int | str | None:
+    """As `_plain_number`; text, such as a digest, stays as it is."""
+    return value if isinstance(value, str) else _plain_number(value)
+
+
 def _plain_number(value: Any) -> float | int | None:
     """What JSON can hold: infinities and NaN become None, arrays of one element numbers."""
     if isinstance(value, numbers.Integral):
@@ -388,8 +451,16 @@ def _in_words(name: str, value: float) -> str:
     return f"{name} {value:.4g}"
 
 
-def _is_before(line: bytes, step: int) -> bool:
+def _is_before(line: bytes, step: int, *, looked: bool) -> bool:
     try:
-        return line.endswith(b"\n") and json.loads(line)["step"] < step
+        record = json.loads(line)
+        if not looked and record["step"] == step - 1 and _is_of_evaluation(record):
+            return False
+        return line.endswith(b"\n") and record["step"] < step
     except (ValueError, KeyError, TypeError):
         return False
+
+
+def _is_of_evaluation(record: Mapping[str, Any]) -> bool:
+    """Whether a line of either file tells of an evaluation."""
+    return record.get("split") == "eval" or any(name.startswith("eval/") for name in record)

@@ -29,10 +29,10 @@ from grpo_jax.models import (
     registry,
 )
 from grpo_jax.models.lora import Assemble, LoraParams
-from grpo_jax.sampling import decode, plan
+from grpo_jax.sampling import decode, plan, token_choice
 from grpo_jax.sampling.engine import Engine
 from grpo_jax.sampling.token_choice import NO_FILTERS, TokenFilters
-from grpo_jax.sampling.weights import SamplingWeights
+from grpo_jax.sampling.weights import SamplingWeights, check_form
 from grpo_jax.stop_strings import StopStrings
 
 DecodeText = Callable[[Sequence[np.ndarray]], list[str]]
@@ -158,6 +158,31 @@ def fresh_trained(
     return jax.jit(partial(lora.create, policy.model.spec, params, seed=seed), out_shardings=shardings)()
 
 
+def check_sampling(
+    policy: Policy,
+    *,
+    platform: str,
+    filters: TokenFilters,
+    attention: str,
+    stop_strings: Sequence[str],
+    form: str,
+) -> None:
+    """What `make_engine` and the sampling weights would refuse, before any weight is read. Raises: ValueError."""
+    decode_attention.check(_decode_attention(attention, platform), platform)
+    check_form(form)
+    StopStrings(policy.tokenizer, tuple(stop_strings))
+    if unknown := [index for index in filters.banned_ids if index >= policy.num_valid_ids]:
+        raise ValueError(
+            f"config.rollout.banned_ids has {unknown[0]}, but the tokenizer's ids end at {policy.num_valid_ids - 1}; "
+            "ban ids of this tokenizer."
+        )
+    token_choice.check_filters(filters, end_ids=policy.end_ids, num_valid_ids=policy.num_valid_ids)
+
+
+def _decode_attention(name: str, platform: str) -> str:
+    return decode_attention.default_attention(platform) if name == "auto" else name
+
+
 def make_engine(
     policy: Policy,
     *,
@@ -178,7 +203,7 @@ def make_engine(
         free_bytes: on one device; None asks it.
     """
     platform = mesh.devices.flat[0].platform
-    name = decode_attention.default_attention(platform) if attention == "auto" else attention
+    name = _decode_attention(attention, platform)
     decode_attention.check(name, platform)
     settings = decode.DecodeSettings(
         end_ids=policy.end_ids,

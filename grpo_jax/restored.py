@@ -102,7 +102,7 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
         )
     try:
         run_settings = settings.read(json.loads((run / run_folder.CONFIG_FILE).read_text(encoding="utf-8")))
-    except TypeError as error:  # fields that are missing, or that there are no more
+    except (TypeError, ValueError) as error:  # fields that are missing, or that there are no more
         raise ValueError(
             f"{run / run_folder.CONFIG_FILE} was written by another version of grpo_jax: {error}; "
             "export that checkpoint with the version that trained it."
@@ -113,6 +113,11 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
 
 def restore_trained(parts: Parts, checkpoint: Checkpoint, *, mesh: jax.sharding.Mesh) -> Params:
     """What a checkpoint holds of the parameters: all, or the adapters; on whatever devices are here."""
+    return restore_state(parts, checkpoint, mesh=mesh).params
+
+
+def restore_state(parts: Parts, checkpoint: Checkpoint, *, mesh: jax.sharding.Mesh) -> train_state.TrainState:
+    """All that a checkpoint holds of the training, on whatever devices are here."""
     s = checkpoint.settings
     tx = train_state.optimizer(s.scaled_optimizer, num_updates=s.num_updates)
     shapes = train_state.shapes(tx, parts.trained)
@@ -122,4 +127,4 @@ def restore_trained(parts: Parts, checkpoint: Checkpoint, *, mesh: jax.sharding.
         mesh_lib.parameter_shardings(mesh, shapes),
     )
     state, _ = Reader(checkpoint.folder).restore(checkpoint.step, places)
-    return state.params
+    return state

@@ -1,8 +1,9 @@
 """Builds the rooms of one run from its settings, cheapest checks first, and finds where to begin.
 
 Enters: `Settings` and the config they came from. Leaves: a `Run`. Order: sizes that must fit each other,
-the output folder, the model's headers and tokenizer, the data, and only then weights, checkpoint and the
-jitted programs (which compile when they first run).
+whether the output folder may be used, the model's headers and tokenizer, the data; then the folder is made,
+and only then come weights, checkpoint and the jitted programs (which compile when they first run). So a run
+that is refused leaves nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 
 from grpo_jax import (
     alarms,
+    checkpoint_folder,
     checkpoints,
     console,
     distributed,
@@ -27,6 +29,8 @@ from grpo_jax import (
     roll_backs,
     run_folder,
     settings_checks,
+    starts,
+    stopping,
 )
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.data import dealing, problems, streams
@@ -37,14 +41,15 @@ from grpo_jax.learning.scoring import ComputeParams
 from grpo_jax.models import packed_attention
 from grpo_jax.models import registry as registry_of_models
 from grpo_jax.rewards import registry
-from grpo_jax.rewards.pool import Judge
+from grpo_jax.rewards.pool import Judge, check_settings
 from grpo_jax.rollout import Collector
 from grpo_jax.sampling.plan import EngineShape
 from grpo_jax.sampling.weights import SamplingWeights
 from grpo_jax.settings import Settings
+from grpo_jax.structs import AskedToStop
 
 SMALL_MODEL = 20_000_000  # weights
-Teller = metrics.Teller | metrics.SilentTeller  # of the first process | of the others
+Teller = metrics.Teller | metrics.SilentTeller  # of the first process | of the others, and early ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +85,18 @@ class Run:
     frozen: Any  # weights that no update changes; None with full fine-tuning
     ref_params: Any  # None without a KL term, and with LoRA, where the frozen weights are the reference
     mix_reference: Any  # (ref_params, params) -> ref_params; None where the reference stays as it is
+    start: resuming.Start  # where this program began
     alarms: alarms.Alarms
-    began_after: int  # the step that this program goes on after, 0 for a new run
     whole: Whole  # the last whole step: what a run that is stopped now would keep
+    stopper: stopping.Stopper  # hears what stops the run, and is told when no step is whole
     evaluated: dict[str, float] = dataclasses.field(
         default_factory=dict
     )  # numbers of the evaluation after it
+
+    @property
+    def began_after(self) -> int:
+        """The step that this program goes on after, 0 for a new run."""
+        return self.start.step
 
 
 def cpu_devices(s: Settings) -> int:
@@ -101,36 +112,56 @@ def cpu_devices(s: Settings) -> int:
     return 0 if here and registry_of_models.read_spec(folder).num_weights <= SMALL_MODEL else 1
 
 
-def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
+def prepare(
+    s: Settings,
+    config: dict[str, Any],
+    *,
+    started_at: float,
+    stopper: stopping.Stopper,
+    teller: Teller | None = None,
+) -> Run:
     """Builds everything. Call once, after `distributed.start`.
+
+    Args:
+        stopper: is told what to close, and gives the folder back, when the run ends.
+        teller: who hears of it; None: the folder's, which is opened.
 
     Raises: ValueError, FileNotFoundError, FileExistsError for what the user can mend.
     """
     mesh, specs = checked(s)
+    settings_checks.check_best(s, saving="checkpoint", evaluating="evaluation")
     folder = Path(s.output_dir)
-    run_folder.check_folder(folder, config)
+    changes = resuming.check(folder, config, s)
     opened = policy.open_policy(s.model)
     settings_checks.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
-    use_compilation_cache(s.compilation_cache)
-    run_folder.write_config(folder, config)
-    keeper = make_keeper(s, folder)
-    roll_backs.finish(folder, keeper)
-    done = resuming.last_step(keeper)
-    teller = open_teller(folder, s, config, first_step=done + 1 if done else 0, started_at=started_at)
-    judge = make_judge(s, specs)
-    teller.tell_message(
+    settings_checks.check_sampling(s, opened, platform=mesh.devices.flat[0].platform)
+    judge, said = make_judge(s, specs), metrics.EarlyTeller(silent=not distributed.is_first())
+    if teller:
+        said.hand_on(teller)
+    said.tell_message(
         f"devices: {len(jax.devices())} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}"
     )
     for note in settings_checks.notes(s):
-        teller.tell_message(f"note: {note}")
+        said.tell_message(f"note: {note}")
     problem_batches, held_out, longest = problem_loading.load_problems(
-        s, opened, teller, accept=lambda found: problem_loading.golds_read(judge, found)
+        s, opened, said, accept=lambda found: problem_loading.golds_read(judge, found)
     )
+    use_compilation_cache(s.compilation_cache)
+    own(folder, stopper)
+    write_config(folder, config, changes, s)
+    keeper = make_keeper(s, folder)
+    roll_backs.finish(folder, keeper)
+    start = resuming.begin(keeper, folder, s, changes, last=s.max_steps)
+    teller = teller or open_teller(folder, s, config, start, started_at=started_at)
+    stoppable(stopper, teller)
+    said.hand_on(teller)
     prompt_columns = min(rounded_up(longest), s.data.max_prompt_length)
     parts = policy.parts(opened, s.lora, seed=s.seed)
     weights = sampling_weights(s, mesh, opened, parts)
     state, frozen, ref_params, learner = make_learning(s, mesh, opened, parts, teller)
-    collector, evaluator = make_collectors(s, mesh, opened, weights, judge, prompt_columns)
+    collector, evaluator = make_collectors(
+        s, mesh, opened, weights, judge, prompt_columns, stop=lambda: stopper.asked
+    )
     teller.tell_message(collector.engine.plan.describe())
     run = Run(
         settings=s,
@@ -153,12 +184,28 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
         mix_reference=train_state.reference_mixer(ref_params, alpha=s.grpo.ref_model_mixup_alpha)
         if s.grpo.ref_model_sync_steps
         else None,
+        start=start,
         alarms=alarms.Alarms(limits_of_alarms(s, opened)),
-        began_after=done,
         whole=Whole(0, problem_batches.get_state(), looked=False),
+        stopper=stopper,
     )
     judge.self_test()
+    if distributed.is_first():
+        starts.record(folder, starts.present(mesh, config), after=start.step)
     return run
+
+
+def own(folder: Path, stopper: stopping.Stopper) -> None:
+    """Takes the run's folder until the run ends. Raises: ValueError as `run_folder.claim`."""
+    if lock := run_folder.claim(folder):
+        stopper.endings.append(lock.release)
+    stopper.checkpoints = folder / run_folder.CHECKPOINTS
+
+
+def stoppable(stopper: stopping.Stopper, teller: Teller) -> None:
+    """A run that is stopped gives the terminal back before its last line, and the folder at the very end."""
+    stopper.endings.insert(0, teller.finish)
+    stopper.say_by(teller.tell_message)
 
 
 def checked(s: Settings) -> tuple[jax.sharding.Mesh, tuple[registry.RewardSpec, ...]]:
@@ -167,7 +214,13 @@ def checked(s: Settings) -> tuple[jax.sharding.Mesh, tuple[registry.RewardSpec, 
     settings_checks.check(s, num_processes=jax.process_count())
     problem_loading.check(s)
     specs = registry.resolve(*s.rewards, max_completion_length=s.rollout.max_completion_length)
+    settings_checks.check_weights(specs)
+    check_settings(s.reward.num_workers, s.reward.timeout_s, s.reward.memory_mb)
+    registry.check(specs, timeout_s=s.reward.timeout_s)
     metrics.check_trackers(s.telling)
+    run_folder.check_place(s.output_dir, "config.output_dir")
+    if s.compilation_cache:
+        run_folder.check_place(s.compilation_cache, "config.compilation_cache")
     return mesh, specs
 
 
@@ -213,12 +266,18 @@ def use_compilation_cache(folder: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+def write_config(folder: Path, config: dict[str, Any], changes: run_folder.Changes, s: Settings) -> None:
+    """Writes config.json; where what counts has changed, the one so far stays beside it."""
+    step = resuming.choose(checkpoint_folder.steps(folder / run_folder.CHECKPOINTS), folder, s)
+    run_folder.write_config(folder, config, keep_as=resuming.kept_config(changes, step))
+
+
 def open_teller(
     folder: Path,
     s: Settings,
     config: dict[str, Any],
+    start: resuming.Start,
     *,
-    first_step: int,
     started_at: float,
     table: console.Table = console.GRPO_TABLE,
 ) -> Teller:
@@ -230,7 +289,8 @@ def open_teller(
         num_steps=s.max_steps,
         config=config,
         started_at=started_at,
-        first_step=first_step,
+        first_step=start.step + 1 if start.step else 0,
+        looked=start.looked,
         table=table,
     )
 
@@ -242,6 +302,8 @@ def make_collectors(
     weights: SamplingWeights,
     judge: Judge,
     prompt_columns: int,
+    *,
+    stop: AskedToStop,
 ) -> tuple[Collector, Collector]:
     """One of training and one of evaluation; they share the sampler, its programs and the judge.
 
@@ -269,6 +331,7 @@ def make_collectors(
             num_generations=num_generations,
             temperature=temperature,
             shaping=s.advantages.shaping,
+            stop=stop,
         )
 
     return (

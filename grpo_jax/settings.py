@@ -11,6 +11,7 @@ import dataclasses
 from typing import Any
 
 from grpo_jax import mesh as mesh_lib
+from grpo_jax import notices
 from grpo_jax.alarms import AlarmParams
 from grpo_jax.data import tasks
 from grpo_jax.data.data_params import DataParams
@@ -145,6 +146,9 @@ class CheckpointParams:
         str  # also the best by this number of an evaluation, with or without "eval/"; "": none
     )
     greater_is_better: bool
+    resume: str  # one of `settings_checks.RESUMES`
+    resume_step: int  # the step to go on after; -1: the newest
+    accept_changes: str  # fields, comma-separated, and "data", that may differ when a run goes on
     export_dtype: str  # of final/: "auto" (as the model came), "float32", "bfloat16", "float16"
     export_shard_gb: float  # gigabytes of one weight file at most
 
@@ -153,6 +157,22 @@ class CheckpointParams:
         """`metric_for_best_model` as evaluations tell it; "" for none."""
         name = self.metric_for_best_model
         return f"eval/{name}" if name and not name.startswith("eval/") else name
+
+    grace_seconds: float  # from a signal that stops the run to its end at the latest; see `stopping.py`
+    preemption_notice: str  # key of `notices.NOTICES`
+    export_dtype: str  # of final/: "auto" (as the model came), "float32", "bfloat16", "float16"
+    export_shard_gb: float  # gigabytes of one weight file at most
+
+    def __post_init__(self):
+        if not self.grace_seconds > 0:
+            raise ValueError(
+                f"config.checkpoint.grace_seconds must be above 0 seconds; got {self.grace_seconds}."
+            )
+        if self.preemption_notice not in notices.NOTICES:
+            raise ValueError(
+                f"config.checkpoint.preemption_notice is {self.preemption_notice!r}; known are "
+                f"{', '.join(notices.NOTICES)}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +328,22 @@ SECTIONS: dict[str, type] = {
 
 
 def read(config: dict[str, Any]) -> Settings:
-    """Typed settings from a resolved config; sections must have exactly the fields of their class."""
+    """Typed settings from a resolved config; sections must have exactly the fields of their class.
+
+    Raises: ValueError for a field too many or too few, as a config file that unlocks its config may have.
+    """
+    _check_fields("config", config, Settings)
+    for name, section in SECTIONS.items():
+        _check_fields(f"config.{name}", config[name], section)
     values = {name: SECTIONS[name](**value) if name in SECTIONS else value for name, value in config.items()}
     return Settings(**values)
+
+
+def _check_fields(name: str, values: Any, params: type) -> None:
+    needed = {field.name for field in dataclasses.fields(params)}
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} is {values!r}; it must be a section with the fields {sorted(needed)}.")
+    if unknown := sorted(set(values) - needed):
+        raise ValueError(f"{name} has no field {unknown[0]!r}; configs/base.py has every field.")
+    if missing := sorted(needed - set(values)):
+        raise ValueError(f"{name} lacks the field {missing[0]!r}; begin with configs/base.py.")

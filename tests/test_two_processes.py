@@ -150,6 +150,8 @@ def test_one_step_of_two_times_four_devices_is_that_of_eight(tmp_path, cache):
     before_alone, theirs, after_alone = steps(run(tmp_path / "alone", *one_step, devices=8, pair=False))
     for name in ("loss", "grad_norm"):
         assert ours[name] == pytest.approx(theirs[name], rel=1e-5)  # float32 sums in another order
+    for name in ("digest/samples", "digest/rewards"):
+        assert ours[name] == theirs[name]
     for looked, alone in ((before, before_alone), (after, after_alone)):
         told = {name: value for name, value in looked.items() if name.startswith("eval/")}
         # counts go between processes as float32

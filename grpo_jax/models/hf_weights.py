@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 
+from grpo_jax import whole_files
 from grpo_jax.models import hf_files, hf_table, registry
 from grpo_jax.models.hf_table import Row
 from grpo_jax.models.spec import ModelSpec
@@ -123,7 +124,7 @@ def save(
         if len(plan) > 1:
             _write_index(unfinished, plan, EXPORT_DTYPES[dtype])
         write_more(unfinished)
-        unfinished.rename(folder)
+        whole_files.publish(unfinished, folder)
     return folder
 
 

@@ -21,8 +21,11 @@ from grpo_jax.rewards.grade import LOST
 from grpo_jax.rewards.registry import RewardSpec
 from grpo_jax.rewards.seat import Seat, Work
 from grpo_jax.rewards.worker_process import WorkerProcess
-from grpo_jax.structs import Attempt, Judgement
+from grpo_jax.structs import AskedToStop, Attempt, Judgement, never
 
+_STOP_POLL_S = 0.2
+MOST_PER_CORE = 32  # worker processes, which judges that wait for endpoints may need
+MOST_TIMEOUT_S = 86_400.0
 MOST_WORKERS = 8  # by default: one grades thousands of plain answers a second
 LEAST_ALL_LOST = 8
 """So many judgements at least, and every one of them lost: then the rewards are broken, and the run ends."""
@@ -51,7 +54,7 @@ class Judge:
         timeout_s: float = 10.0,
         memory_mb: int = 2048,
     ) -> None:
-        _check_settings(num_workers, timeout_s, memory_mb)
+        check_settings(num_workers, timeout_s, memory_mb)
         registry.check(specs, timeout_s=timeout_s)
         self.specs = tuple(specs)
         self.num_workers = num_workers or default_num_workers()
@@ -113,8 +116,11 @@ class Judge:
             for part in whole:
                 self._todo.put(Work(part, keys, attempts))
 
-    def collect(self) -> dict[Any, Judgement]:
+    def collect(self, *, stop: AskedToStop = never) -> dict[Any, Judgement]:
         """Waits for everything submitted and returns it by key; the next collection starts empty.
+
+        Args:
+            stop: asked while it waits. A judge that was stopped gives nothing back and is of no more use.
 
         Raises:
             ValueError: a group lacks attempts.
@@ -124,7 +130,8 @@ class Judge:
         """
         for group, (members, group_size) in self._groups.items():
             raise ValueError(f"the group {group!r} has only {len(members)} of its {group_size} attempts")
-        self._wait()
+        if not self._wait(stop):
+            return {}
         with self._changed:
             judgements, self._judgements = self._judgements, {}
         if len(judgements) >= LEAST_ALL_LOST and all(j.outcome in LOST for j in judgements.values()):
@@ -198,11 +205,16 @@ class Judge:
                     raise ValueError(f"the key {key!r} is in use since the last collect")
                 self._pending.add(key)
 
-    def _wait(self) -> None:
+    def _wait(self, stop: AskedToStop = never) -> bool:
+        """Whether all is judged; False when it was stopped."""
+        over = lambda: self._error or self._closing or not self._pending  # noqa: E731
         with self._changed:
-            self._changed.wait_for(lambda: self._error or self._closing or not self._pending)
+            while not self._changed.wait_for(over, timeout=_STOP_POLL_S):
+                if stop():
+                    return False
             if self._error or self._pending:
                 raise RuntimeError(self._error or "the judge was closed before it was done")
+            return True
 
     # From here on: what the threads do.
 
@@ -265,11 +277,17 @@ def default_num_workers() -> int:
     return min(MOST_WORKERS, os.cpu_count() or 1)
 
 
-def _check_settings(num_workers: int, timeout_s: float, memory_mb: int) -> None:
-    if num_workers < 0:
-        raise ValueError(f"config.reward.num_workers must be 0 (one per core) or more; got {num_workers}")
-    if not timeout_s > 0:
-        raise ValueError(f"config.reward.timeout_s must be above 0 seconds; got {timeout_s}")
+def check_settings(num_workers: int, timeout_s: float, memory_mb: int) -> None:
+    """Raises ValueError for a number that no judge can work with."""
+    most = MOST_PER_CORE * (os.cpu_count() or 1)
+    if not 0 <= num_workers <= most:
+        raise ValueError(
+            f"config.reward.num_workers must be 0 (one per core) to {most} on this machine; got {num_workers}"
+        )
+    if not 0 < timeout_s <= MOST_TIMEOUT_S:
+        raise ValueError(
+            f"config.reward.timeout_s must be above 0 seconds, {MOST_TIMEOUT_S:.0f} at most; got {timeout_s}"
+        )
     if memory_mb < 512:
         raise ValueError(
             f"config.reward.memory_mb must be at least 512, which math-verify needs; got {memory_mb}"
