@@ -60,7 +60,9 @@ def read(place: Path) -> dict[str, Any]:
     try:
         lines = (place / RECORD).read_bytes().decode().split("\n")
     except FileNotFoundError:
-        what = f"it has no {RECORD}" if any(place.iterdir()) else "its folder is empty"
+        what = (
+            f"it has no {RECORD}, which every save writes" if any(place.iterdir()) else "its folder is empty"
+        )
         raise Flaw(what) from None
     except UnicodeDecodeError:
         lines = []
@@ -91,7 +93,7 @@ def check_files(place: Path, files: dict[str, Any]) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Removes what killed saves and deletions have left."""
+    """Removes what killed saves and deletions have left, as far as that can be removed."""
     for path in folder.iterdir():
         if _LEFT_OVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from grpo_jax import checkpoint_folder, digests
+from grpo_jax import checkpoint_folder, digests, distributed
 from grpo_jax.checkpoint_folder import Flaw
 
 MOST_NAMES = 3  # told in one line
@@ -41,13 +41,6 @@ class Reader:
         """The newest step that looks whole; None without one."""
         return max(self.steps(), default=None)
 
-    def newest_step(self) -> int | None:
-        """The newest step of which there is anything; None without one. Raises: Damaged if it is not whole."""
-        step = max(checkpoint_folder.steps(self.folder), default=None)
-        if step is not None:
-            self.read_record(step)
-        return step
-
     def damage(self) -> dict[int, str]:
         """By step, what is wrong with those that do not look whole."""
         found = {}
@@ -63,11 +56,8 @@ class Reader:
         return self._sealed(step)["record"]
 
     def check_files(self, step: int) -> None:
-        """Raises Damaged if a file of the step is not as it was written; reads all of them."""
-        try:
-            checkpoint_folder.check_files(self._place(step), self._sealed(step)["files"])
-        except Flaw as flaw:
-            raise self._damaged(step, str(flaw)) from None
+        """Reads all files of a step. In a run of several processes all must call. Raises: as `restore`."""
+        self._check_files(step, self._sealed(step)["files"])
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict]:
         """Reads a checkpoint onto the devices. In a run of several processes all must call.
@@ -76,7 +66,7 @@ class Reader:
             like: the tree with a `jax.ShapeDtypeStruct` (with sharding) a leaf.
 
         Raises: FileNotFoundError if there is no such step; Damaged if it is not what was saved; ValueError if it
-        does not fit `like`.
+        does not fit `like`; RuntimeError if the devices cannot take it.
         """
         return self._restore(step, "tree", like), self.read_record(step)
 
@@ -94,22 +84,30 @@ class Reader:
             )
         others = tuple(f"{name}/" for name in sealed["arrays"] if name != item)
         files = {name: noted for name, noted in sealed["files"].items() if not name.startswith(others)}
-        own = dict(list(files.items())[jax.process_index() :: jax.process_count()])
+        self._check_files(step, files)
         try:
-            checkpoint_folder.check_files(self._place(step), own)
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
                 tree = reader.restore(self._place(step) / item, args=ocp.args.StandardRestore(like))
-        except Flaw as flaw:
-            raise self._damaged(step, str(flaw)) from None
-        except (
-            Exception
-        ) as error:  # the files are those that were written, but others may read them otherwise
-            raise self._damaged(step, f"it cannot be read ({type(error).__name__}: {error})") from error
+        except Exception as error:  # not for its files: devices without room, another version of Orbax
+            raise RuntimeError(
+                f"the checkpoint of step {step} in {self.folder} is whole, but could not be restored: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         found = digests.of_tree(tree)
         changed = [name for name, (_, _, digest) in saved.items() if found[name] != digest]
         if changed:
             raise self._damaged(step, f"the values of {_listed(changed)} are not those that were saved")
         return tree
+
+    def _check_files(self, step: int, files: dict[str, Any]) -> None:
+        """Each process reads a share of the files, and all raise the same. Raises: Damaged."""
+        own, flaw = dict(list(files.items())[jax.process_index() :: jax.process_count()]), ""
+        try:
+            checkpoint_folder.check_files(self._place(step), own)
+        except Flaw as found:
+            flaw = str(found)
+        if flaws := [found for found in distributed.gather_texts([flaw]) if found]:
+            raise self._damaged(step, flaws[0])
 
     def _sealed(self, step: int) -> dict[str, Any]:
         if step not in checkpoint_folder.steps(self.folder):

@@ -8,7 +8,9 @@ says why there is none. This room knows no trainer.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import math
 import shutil
 import threading
@@ -28,13 +30,16 @@ __all__ = ["Checkpoints", "Damaged", "Reader", "Retention", "like", "num_bytes"]
 
 MAX_TOLD_CHARACTERS = 300  # of another's error
 CURES = {  # in an error's text -> what mends it; the first that is found
-    "No space left": "Free some there",
-    "quota": "Free some there",
+    "No space left on device": "Free some there",
+    "has room for": "Free some there",
+    "Disk quota exceeded": "Free some there",
     "File too large": "Raise the limit of a file's size there (ulimit -f)",
     "Read-only file system": "Make it writable",
     "Permission denied": "Make it writable",
     "Operation not permitted": "Make it writable",
 }
+# Where a folder cannot be made, threads would wait for it six minutes, if it were not made first.
+WRITING = ocp.options.AsyncOptions(create_directories_asynchronously=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Checkpoints(Reader):
         self._error: RuntimeError | None = None
         self._saved_at = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
+        logging.getLogger("absl").addFilter(_is_told_elsewhere)
         if distributed.is_first():
             checkpoint_folder.clean(self.folder)
 
@@ -130,6 +136,8 @@ class Checkpoints(Reader):
         if jax.default_backend() == "cpu":
             # On a CPU the saver would share memory with the arrays that the next update overwrites.
             trees = jax.tree.map(jnp.copy, trees)
+        if distributed.is_first():
+            checkpoint_folder.clean(self.folder)  # what could not be deleted earlier, perhaps now
         self._saved, self._saved_at = step, time.monotonic()
         self._start(step, trees, content)
 
@@ -169,7 +177,7 @@ class Checkpoints(Reader):
         unfinished = self.folder / f"{step}{checkpoint_folder.UNFINISHED}"
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         try:
-            writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+            writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=WRITING)
             writer.save(unfinished, args=ocp.args.Composite(**items))
         except Exception as error:
             self._give_up(step, error)
@@ -194,18 +202,22 @@ class Checkpoints(Reader):
     def _retain(self) -> None:
         evaluated = {step: sealed["evaluated"] for step, sealed in self._records().items()}
         for step in set(evaluated) - self._retention.kept(evaluated):
-            whole_files.delete(self._place(step))
+            with contextlib.suppress(OSError):  # it stays; a disk that fills up is told before a save
+                whole_files.delete(self._place(step))
 
     def _give_up(self, step: int, error: Exception) -> None:
-        self._error = self._failed(step, _told(error))
-        self._error.__cause__ = error
-        if distributed.is_first():
-            checkpoint_folder.clean(self.folder)  # half a checkpoint may be what fills the disk
+        failed = RuntimeError(f"the checkpoint of step {step} could not be saved: {_told(error)}")
+        with contextlib.suppress(OSError):  # of a disk that is gone altogether
+            if distributed.is_first():
+                checkpoint_folder.clean(self.folder)  # half a checkpoint may be what fills it
+            failed = self._failed(step, _told(error))
+        failed.__cause__ = error
+        self._error = failed  # last: another thread raises it
 
     def _failed(self, step: int, why: str) -> RuntimeError:
         latest = self.latest_step()
         last = "there is none before it" if latest is None else f"the last whole one is of step {latest}"
-        cure = next((cure for text, cure in CURES.items() if text in why), "Mend that")
+        cure = next((cure for text, cure in CURES.items() if text in why), "Mend the cause")
         return RuntimeError(
             f"the checkpoint of step {step} could not be saved in {self.folder}: {why}; {last}. "
             f"{cure}; then the same command goes on."
@@ -220,6 +232,11 @@ def like(tree: Any) -> Any:
 def num_bytes(trees: Any) -> int:
     """Of all arrays, each counted once however many devices have it."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trees))
+
+
+def _is_told_elsewhere(logged: logging.LogRecord) -> bool:
+    """Orbax logs a failed save with its traceback; here it is raised, in one line."""
+    return logged.levelno < logging.ERROR or "/orbax/" not in logged.pathname
 
 
 def _with_digests(tree: Any) -> dict[str, list]:

@@ -1,40 +1,26 @@
 """The command line: a config file, its overrides, and mistakes told in one line.
 
-The only door to ml_collections besides `configs/`. Enters: arguments. Leaves: a resolved config as a plain
-nested dictionary. `run_program` turns what a user can get wrong into one line and exit status 2.
-
-How a program ends, everywhere in the project:
-
-    0    it has done what was asked
-    1    our own mistake; the traceback says where
-    2    a mistake of the user, of a file or of the machine, in one line
-    3    another process of the run failed (`watch.py`)
-    4    an alarm of the config stopped the run
-    130  stopped by SIGINT (Ctrl-C)
-    143  stopped by SIGTERM, SIGUSR1 (what SLURM sends by --signal) or a notice of preemption
-
-A stopped run keeps its last whole step, and the same command goes on (`stopping.py`).
+Enters: arguments. Leaves: a resolved config as a plain nested dictionary. `run_program` turns what a user can
+get wrong into one line and exit status 2. Statuses: `endings.py`.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
-import re
+import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from grpo_jax.endings import Ended
+from grpo_jax import config_file, overrides, secret_values
+from grpo_jax.endings import NOBODY_READS, STOP_STATUSES, Ended
 
 USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
 """What rooms raise for what a user, a file or a machine got wrong; anything else is our own mistake."""
-STOP_STATUSES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
-"""Signals that stop a run -> exit status: 128 + number, as shells have it, and a notice as SIGTERM."""
-CONFIG_ERRORS = (AttributeError, KeyError, NameError, OSError, SyntaxError, TypeError, ValueError)
-"""What a config file, or an override of it, may end in."""
 USAGE = """usage: python -m {program} --config FILE [--config.section.field=value ...] [--debug]
 configs: {configs}
 fields: configs/base.py has every one, with its unit and range"""
@@ -43,44 +29,56 @@ fields: configs/base.py has every one, with its unit and range"""
 def read_config(arguments: Sequence[str], *, program: str) -> dict[str, Any]:
     """Resolves `--config FILE` and `--config.section.field=value`; `--help` prints the usage and exits.
 
-    Raises: ValueError, in one line, for what cannot be read: without `--config` it names the configs.
+    Raises: ValueError, in one line, for what cannot be read, or holds a secret that files would keep: without
+    `--config` it names the configs.
     """
-    from absl import flags
-    from ml_collections import config_flags
-
     if {"-h", "--help"} & set(arguments):
-        print(USAGE.format(program=program, configs=", ".join(_configs())))
+        print(USAGE.format(program=program, configs=", ".join(config_file.shipped())))
         sys.exit(0)
-    values = flags.FlagValues()
-    line = [program, *arguments]
-    config_flags.DEFINE_config_file(
-        "config", None, "the run's config", lock_config=True, flag_values=values, sys_argv=line
-    )
-    try:
-        rest = values(line)[1:]
-        config = values["config"].value
-        resolved = None if config is None else config.to_dict()  # shows that there was no such file
-    except (flags.Error, *CONFIG_ERRORS) as error:
-        raise ValueError(_plain(error)) from error
-    if resolved is None:
-        raise ValueError(f"name a config: python -m {program} --config FILE, with FILE one of {_configs()}")
-    if rest:
-        raise ValueError(f"do not know what to do with {rest}; overrides look like --config.max_steps=10")
+    file, rest = _take_file(arguments)
+    if file is None:
+        raise ValueError(
+            f"name a config: python -m {program} --config FILE, with FILE one of {config_file.shipped()}"
+        )
+    config = config_file.load(file)
+    overrides.apply(config, rest, program=program)
+    resolved = config.to_dict()
+    secret_values.check({"config": resolved})
     return resolved
+
+
+class Parser(argparse.ArgumentParser):
+    """Of the tools' options: a mistake is one line, as everywhere, and no option goes by the beginning of its name."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(
+            **{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings}
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; {self.prog} --help tells more.")
 
 
 def run_program(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main(arguments)`; a user's mistake ends as one line on stderr and exit status 2, `Ended` as it says.
 
-    `--debug` among the arguments shows the whole traceback instead.
+    `--debug` among the arguments shows the whole traceback instead. No line says a secret of the environment.
     """
+    with secret_values.hidden():
+        _run_to_its_end(main)
+
+
+def _run_to_its_end(main: Callable[[Sequence[str]], None]) -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
+        secret_values.check_arguments(arguments)
         main(arguments)
     except Ended as ending:
         print(f"{_where(ending)}{ending}", file=sys.stderr, flush=True)
         leave(ending.status)
     except USER_ERRORS as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            os._exit(NOBODY_READS)
         if len(arguments) < len(sys.argv) - 1:
             traceback.print_exc()
         else:
@@ -114,10 +112,20 @@ def end_on_signals() -> None:
             signal.signal(number, end)
 
 
+def nobody_reads() -> bool:
+    """Whether what read our standard output, such as `head`, has ended."""
+    with contextlib.suppress(OSError, ValueError):
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    return False
+
+
 def leave(status: int) -> None:
     """Ends the process now: threads of a half-built run must not hold it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
 
 
@@ -127,22 +135,19 @@ def _where(error: BaseException) -> str:
     return "".join(f"{note}: " for note in notes if note.startswith("process "))
 
 
-def _plain(error: BaseException) -> str:
-    """What ml_collections and absl say, without their inner names."""
-    while error.args and isinstance(error.args[0], BaseException):
-        error = error.args[0]
-    # the text of a KeyError is its argument's repr
-    message = str(error.args[0] if isinstance(error, KeyError) else error).strip()
-    if isinstance(error, SyntaxError | NameError) or "config file" in message:
-        return (
-            f"the config file could not be read: {message.splitlines()[-1].strip()}; there are {_configs()}"
-        )
-    missing = re.match(r'\W*(?:Key ")?(\w+)', message)
-    if missing and (isinstance(error, KeyError) or 'Key "' in message):
-        _, near, hint = message.partition("Did you mean")
-        return f"the config has no field '{missing[1]}'. {near + hint or 'See configs/base.py.'}"
-    return " ".join(message.split())
-
-
-def _configs() -> list[str]:
-    return sorted(str(path) for path in Path("configs").glob("*.py") if path.stem not in ("__init__", "base"))
+def _take_file(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of --config, None where there is none, and the other arguments."""
+    files, rest, waiting = [], [], False
+    for argument in arguments:
+        name, is_set, value = argument.partition("=")
+        if waiting:
+            files.append(argument)
+            waiting = False
+        elif name in ("--config", "-config"):
+            waiting = not is_set
+            files += [value] if is_set else []
+        else:
+            rest.append(argument)
+    if len(set(files)) > 1:
+        raise ValueError(f"--config names {len(files)} files, {files}; a run has one")
+    return (files[0] or None) if files and not waiting else None, rest

@@ -56,8 +56,13 @@ def start(params: DistributedParams) -> None:
     """
     if params.mode not in ("none", "auto", "manual"):
         raise ValueError(f"config.distributed.mode is {params.mode!r}; known are 'none', 'auto', 'manual'.")
-    if params.mode == "none":
+    if params.mode == "none" and params.num_processes == 1:
         return
+    if params.mode == "none":
+        raise ValueError(
+            f"config.distributed.num_processes is {params.num_processes}, which config.distributed.mode 'none' does not "
+            "read; set the mode to 'manual', or to 'auto' where the environment tells."
+        )
     if not params.join_timeout_s > 0:
         raise ValueError(
             f"config.distributed.join_timeout_s must be above 0 seconds; got {params.join_timeout_s}."
@@ -130,7 +135,8 @@ def _manual(params: DistributedParams) -> Place:
 
 def _checked(address: str, count: int | str, process: int | str, *, what: str) -> Place:
     numbers = [int(n) if re.fullmatch(r"-?\d+", str(n)) else -1 for n in (count, process)]
-    if not re.fullmatch(r".+:\d+", address) or not 0 <= numbers[1] < numbers[0]:
+    port = int(address.rpartition(":")[2]) if re.fullmatch(r".+:\d{1,5}", address) else 0
+    if not 0 < port < 2**16 or not 0 <= numbers[1] < numbers[0]:
         raise ValueError(
             f"{what} needs coordinator_address as host:port and process_id in "
             f"[0, num_processes); got {address!r}, {process} of {count}."

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -34,7 +33,7 @@ def restore(run: Run) -> None:
         run.teller.tell_message(f"note: {remark}")
     if run.start.step:
         _restore(run, run.start)
-    run.stopper.keeps(owes=lambda: run.whole.step > run.began_after, save=partial(keep_last, run))
+    keep_when_stopped(run)
 
 
 def _restore(run: Run, start: resuming.Start) -> None:
@@ -119,6 +118,7 @@ def place(run: Run) -> dict[str, Any]:
     return {
         "mesh": dict(mesh.shape),
         "processes": jax.process_count(),
+        "slots": run.collector.engine.plan.num_slots,  # on accelerators as many as memory was free
         "device": mesh.devices.flat[0].device_kind,
         "cores": os.cpu_count()
         if jax.default_backend() == "cpu"
@@ -142,12 +142,13 @@ def mark_looked(run: Run) -> None:
 def mark_evaluated(run: Run, numbers: Mapping[str, float]) -> None:
     """Notes what was found of the last whole step's model, and that the best can be told by it.
 
-    Raises: ValueError if config.checkpoint.metric_for_best_model is none of the numbers.
+    Raises: ValueError if config.checkpoint.metric_for_best_model has not been among the numbers yet.
     """
     run.evaluated |= {name: float(x) for name, x in numbers.items() if name.startswith("eval/")}
+    run.evaluated_names.update(run.evaluated)  # some are there only where an answer is right, or wrong
     name = run.settings.checkpoint.best_metric
-    if name and name not in run.evaluated:
-        known = ", ".join(sorted(run.evaluated)) or "none, since nothing is evaluated here"
+    if name and name not in run.evaluated_names:
+        known = ", ".join(sorted(run.evaluated_names)) or "none, since nothing is evaluated here"
         raise ValueError(
             f"config.checkpoint.metric_for_best_model is {run.settings.checkpoint.metric_for_best_model!r}, which "
             f'no evaluation of this run tells; known are: {known}. Set one of these, or "".'
@@ -176,12 +177,16 @@ def keep(run: Run) -> None:
         _save(run)
 
 
-def keep_last(run: Run) -> None:
-    """What a run that is stopped does: saves the last whole step where it is not saved, and waits for the disk."""
-    if run.whole.step > run.began_after:
-        if run.keeper.latest_step() != run.whole.step:
-            _save(run)
-        run.keeper.close()
+def keep_when_stopped(run: Run) -> None:
+    """A run that is stopped from now on saves its last whole step, if there has been one since."""
+    begun = run.whole.step
+
+    def save() -> None:
+        if run.whole.step != begun:
+            _save(run)  # which leaves alone what is saved
+            run.keeper.close()
+
+    run.stopper.keeps(owes=lambda: run.whole.step != begun, save=save)
 
 
 def _save(run: Run) -> None:
@@ -233,6 +238,7 @@ def roll_back(run: Run, listed: list[RollBack], back: RollBack) -> None:
         roll_backs.finish(run.folder, run.keeper)
     told = {**record, "looked": True}  # the evaluation after that step was told before the next one was done
     go_on(run, back.to, told, [*listed, dataclasses.replace(back, done=True)])
+    keep_when_stopped(run)
 
 
 def farewell(run: Run, worst: Raised) -> str:

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that rows are cut over
+MOST_CPU_DEVICES = 256  # fake ones; each has threads and buffers of its own
 
 
 class Preset(NamedTuple):
@@ -80,7 +81,14 @@ def use_cpu_devices(count: int) -> None:
 
     XLA gains almost nothing from a second thread in decoding; rows split over one device a core about
     double it. No effect where an accelerator is the default backend.
+
+    Raises: ValueError for a number that no run needs.
     """
+    if not 0 <= count <= MOST_CPU_DEVICES:
+        raise ValueError(
+            f"config.mesh.cpu_devices is {count}; a CPU is cut into 1 to {MOST_CPU_DEVICES} devices, and 0 is one a "
+            "core or one, by the model's size."
+        )
     jax.config.update("jax_num_cpu_devices", count or (os.cpu_count() or 1))
 
 
@@ -100,6 +108,11 @@ def create(
     devices = jax.devices() if devices is None else devices
     if preset:
         data, fsdp, tensor = _preset_sizes(preset, data, fsdp, tensor, num_devices=len(devices))
+    if fsdp < 1 or tensor < 1 or (data < 1 and data != -1):
+        raise ValueError(
+            f"config.mesh.fsdp and config.mesh.tensor must be at least 1, and config.mesh.data too, or -1 for what the "
+            f"others leave; got data {data}, fsdp {fsdp}, tensor {tensor}."
+        )
     if data == -1:
         data = max(len(devices) // (fsdp * tensor), 1)
     if data * fsdp * tensor != len(devices):

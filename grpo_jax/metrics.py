@@ -283,6 +283,23 @@ class SilentTeller:
     def __exit__(self, *exception) -> None: ...
 
 
+class EarlyTeller(SilentTeller):
+    """Says messages while a run has no folder yet; later hands them on to the run's teller."""
+
+    def __init__(self, *, silent: bool):
+        self._run_teller: Teller | SilentTeller | None = SilentTeller() if silent else None
+
+    def hand_on(self, teller: Teller | SilentTeller) -> None:
+        """From now on `teller` says what is told here."""
+        self._run_teller = teller
+
+    def tell_message(self, text: str) -> None:
+        if self._run_teller:
+            self._run_teller.tell_message(text)
+        else:
+            print(console.printable(text), flush=True)
+
+
 def step_notes(metrics: Mapping[str, float], *, on_policy: bool) -> tuple[str, ...]:
     """What a step's numbers need said in words.
 
@@ -356,6 +373,8 @@ def check_trackers(params: TellingParams) -> None:
 
     Raises: ValueError if a tracker's package is missing, or the key that wandb needs online.
     """
+    if (params.wandb != "disabled" or params.trackio) and not params.project.strip():
+        raise ValueError("config.telling.project is empty; wandb and trackio need a project's name.")
     for package, wanted in (("wandb", params.wandb != "disabled"), ("trackio", params.trackio)):
         if wanted and importlib.util.find_spec(package) is None:
             raise ValueError(

@@ -8,6 +8,7 @@ and in the end a folder of the same kind again.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from grpo_jax import text
 from grpo_jax.models import (
     decode_attention,
     decoder,
+    hf_files,
     hf_weights,
     lora,
     packed_attention,
@@ -29,10 +31,10 @@ from grpo_jax.models import (
     registry,
 )
 from grpo_jax.models.lora import Assemble, LoraParams
-from grpo_jax.sampling import decode, plan
+from grpo_jax.sampling import decode, plan, token_choice
 from grpo_jax.sampling.engine import Engine
 from grpo_jax.sampling.token_choice import NO_FILTERS, TokenFilters
-from grpo_jax.sampling.weights import SamplingWeights
+from grpo_jax.sampling.weights import SamplingWeights, check_form
 from grpo_jax.stop_strings import StopStrings
 
 DecodeText = Callable[[Sequence[np.ndarray]], list[str]]
@@ -101,7 +103,17 @@ def open_policy(params: ModelParams) -> Policy:
     generation_path = folder / "generation_config.json"
     generation_config = registry.read_json(generation_path) if generation_path.is_file() else {}
     end_ids = text.end_ids(tokenizer, generation_config, registry.read_json(folder / "config.json"))
+    if max(end_ids) >= model.spec.vocab_size:
+        raise ValueError(
+            f"{folder} ends completions at ids {list(end_ids)}, the model embeds {model.spec.vocab_size}: correct "
+            "eos_token_id in generation_config.json, or where it is not there in config.json."
+        )
     return Policy(folder, model, shapes, tokenizer, end_ids, num_valid_ids, dtype, attention)
+
+
+def check_weights(policy: Policy) -> None:
+    """Raises FileNotFoundError, ValueError for weight files that are not those of this model; reads headers only."""
+    hf_files.WeightFiles(policy.folder).check(policy.model.spec)
 
 
 def compute_dtype(name: str) -> Any:
@@ -158,6 +170,31 @@ def fresh_trained(
     return jax.jit(partial(lora.create, policy.model.spec, params, seed=seed), out_shardings=shardings)()
 
 
+def check_sampling(
+    policy: Policy,
+    *,
+    platform: str,
+    filters: TokenFilters,
+    attention: str,
+    stop_strings: Sequence[str],
+    form: str,
+) -> None:
+    """What `make_engine` and the sampling weights would refuse, before any weight is read. Raises: ValueError."""
+    decode_attention.check(_decode_attention(attention, platform), platform)
+    check_form(form)
+    StopStrings(policy.tokenizer, tuple(stop_strings))
+    if unknown := [index for index in filters.banned_ids if index >= policy.num_valid_ids]:
+        raise ValueError(
+            f"config.rollout.banned_ids has {unknown[0]}, but the tokenizer's ids end at {policy.num_valid_ids - 1}; "
+            "ban ids of this tokenizer."
+        )
+    token_choice.check_filters(filters, end_ids=policy.end_ids, num_valid_ids=policy.num_valid_ids)
+
+
+def _decode_attention(name: str, platform: str) -> str:
+    return decode_attention.default_attention(platform) if name == "auto" else name
+
+
 def make_engine(
     policy: Policy,
     *,
@@ -178,7 +215,7 @@ def make_engine(
         free_bytes: on one device; None asks it.
     """
     platform = mesh.devices.flat[0].platform
-    name = decode_attention.default_attention(platform) if attention == "auto" else attention
+    name = _decode_attention(attention, platform)
     decode_attention.check(name, platform)
     settings = decode.DecodeSettings(
         end_ids=policy.end_ids,
@@ -213,6 +250,17 @@ def judged_text(policy: Policy, *, stop_strings: Sequence[str] = (), keep: bool 
         return [stops.cut(completion) for completion in texts] if stops else texts
 
     return decode_text
+
+
+def check_new(folder: str | Path) -> None:
+    """Raises FileExistsError, ValueError for where no folder can be made: known before there is anything to write."""
+    folder = Path(folder)
+    if os.path.lexists(folder):
+        raise FileExistsError(f"{folder} exists; name a new folder with --output.")
+    above = next(path for path in folder.absolute().parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        kind = "may not be written to" if above.is_dir() else "is no folder"
+        raise ValueError(f"{folder} cannot be made: {above} {kind}; name another one with --output.")
 
 
 def export(policy: Policy, params: Any, folder: str | Path, *, dtype: str, shard_gb: float) -> Path:

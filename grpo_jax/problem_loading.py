@@ -26,12 +26,14 @@ def check(s: Settings) -> None:
     Raises: ValueError, FileNotFoundError, in one line.
     """
     problem_sets.check_overlap(s.evaluation.overlap)
+    if s.data.streaming_rows:
+        streams.only_task(s.data, num_prompts=s.rollout.num_prompts, process_count=jax.process_count())
     sides = [(s.data, False)]
     if s.evaluation.task or s.evaluation.dataset:
         sides.append((s.evaluation_data, True))
     for params, held_out in sides:
         for task in data_params.resolve(params, held_out=held_out):
-            problems.check_params(task, params)
+            problems.check_params(task, params, section="evaluation" if held_out else "data")
 
 
 def load_problems(

@@ -181,7 +181,7 @@ def read_settings(folder: Path, config: dict[str, Any]) -> Settings:
     """Raises: ValueError for a config that another version wrote."""
     try:
         return settings.read(config)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"{folder / run_folder.CONFIG_FILE} was written by another version of grpo_jax ({error}); replay "
             "with the version that trained it."

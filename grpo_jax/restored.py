@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 
 import jax
 
+from grpo_jax import json_files, policy, run_folder, settings
 from grpo_jax import mesh as mesh_lib
-from grpo_jax import policy, run_folder, settings
 from grpo_jax.checkpoint_reading import Reader
 from grpo_jax.learning import train_state
 from grpo_jax.models.decoder import Params
@@ -78,6 +77,7 @@ def open_model(path: str, *, compute_dtype: str = "auto") -> Opened:
         opened = policy.open_policy(dataclasses.replace(s.model, compute_dtype=chosen))
         return Opened(opened, policy.parts(opened, s.lora, seed=s.seed), checkpoint)
     opened = policy.open_policy(ModelParams(path, compute_dtype, "none"))
+    policy.check_weights(opened)
     return Opened(opened, Parts(opened.shapes, None, whole, "float32"), None)
 
 
@@ -90,8 +90,8 @@ def is_checkpoint(path: str) -> bool:
 def find_checkpoint(path: str | Path) -> Checkpoint:
     """Reads which run RUN/checkpoints/STEP belongs to.
 
-    Raises: FileNotFoundError if it is no such path; ValueError for a config of another version, or where the
-    checkpoint does not look whole.
+    Raises: FileNotFoundError if it is no such path; ValueError for a config that is no JSON or of another version,
+    or where the checkpoint does not look whole.
     """
     place = Path(path)
     run, step = place.parent.parent, place.name
@@ -100,9 +100,10 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
             f"{place} is no checkpoint of a run; give one as RUN/checkpoints/STEP, "
             f"with the run's config.json in {run}."
         )
+    config = json_files.read(run / run_folder.CONFIG_FILE)
     try:
-        run_settings = settings.read(json.loads((run / run_folder.CONFIG_FILE).read_text(encoding="utf-8")))
-    except TypeError as error:  # fields that are missing, or that there are no more
+        run_settings = settings.read(config)
+    except (TypeError, ValueError) as error:  # fields that are missing, or that there are no more
         raise ValueError(
             f"{run / run_folder.CONFIG_FILE} was written by another version of grpo_jax: {error}; "
             "export that checkpoint with the version that trained it."

@@ -119,7 +119,8 @@ class Collector:
         metrics = statistics(table_PGX, rewards_PG, self.judge.specs) | sampled.counters.metrics()
         tasks_P = distributed.gather_texts([problem.task for problem in problems])
         metrics |= task_means(tasks_P, rewards_PG, table_PGX[..., -1])
-        metrics |= column_means(judged.values())
+        in_order = [judgement for group in judgements for judgement in group]  # sums depend on the order
+        metrics |= column_means(in_order)
         metrics |= {"time/sample": sampled_at - started, "time/judge": waited}
         metrics["tokens_per_second"] = metrics["completions/num_tokens"] / metrics["time/sample"]
         metrics["judge/hidden"] = hidden_share(judged.values(), waited, num_workers=self.judge.num_workers)

@@ -1,8 +1,9 @@
 """Builds the rooms of one run from its settings, cheapest checks first, and finds where to begin.
 
 Enters: `Settings` and the config they came from. Leaves: a `Run`. Order: sizes that must fit each other,
-the output folder, the model's headers and tokenizer, the data, and only then weights, checkpoint and the
-jitted programs (which compile when they first run).
+whether the output folder may be used, the model's headers and tokenizer, the data; then the folder is made,
+and only then come weights, checkpoint and the jitted programs (which compile when they first run). So a run
+that is refused leaves nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from grpo_jax.learning.scoring import ComputeParams
 from grpo_jax.models import packed_attention
 from grpo_jax.models import registry as registry_of_models
 from grpo_jax.rewards import registry
-from grpo_jax.rewards.pool import Judge
+from grpo_jax.rewards.pool import Judge, check_settings
 from grpo_jax.rollout import Collector
 from grpo_jax.sampling.plan import EngineShape
 from grpo_jax.sampling.weights import SamplingWeights
@@ -48,7 +49,7 @@ from grpo_jax.settings import Settings
 from grpo_jax.structs import AskedToStop
 
 SMALL_MODEL = 20_000_000  # weights
-Teller = metrics.Teller | metrics.SilentTeller  # of the first process | of the others
+Teller = metrics.Teller | metrics.SilentTeller  # of the first process | of the others, and early ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +89,9 @@ class Run:
     alarms: alarms.Alarms
     whole: Whole  # the last whole step: what a run that is stopped now would keep
     stopper: stopping.Stopper  # hears what stops the run, and is told when no step is whole
-    evaluated: dict[str, float] = dataclasses.field(
-        default_factory=dict
-    )  # numbers of the evaluation after it
+    # numbers of the evaluation after the last whole step, and the names of all that evaluations have told
+    evaluated: dict[str, float] = dataclasses.field(default_factory=dict)
+    evaluated_names: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def began_after(self) -> int:
@@ -128,10 +129,24 @@ def prepare(
     Raises: ValueError, FileNotFoundError, FileExistsError for what the user can mend.
     """
     mesh, specs = checked(s)
+    settings_checks.check_best(s, saving="checkpoint", evaluating="evaluation")
     folder = Path(s.output_dir)
     changes = resuming.check(folder, config, s)
     opened = policy.open_policy(s.model)
     settings_checks.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
+    settings_checks.check_sampling(s, opened, platform=mesh.devices.flat[0].platform)
+    policy.check_weights(opened)
+    judge, said = make_judge(s, specs), metrics.EarlyTeller(silent=not distributed.is_first())
+    if teller:
+        said.hand_on(teller)
+    said.tell_message(
+        f"devices: {len(jax.devices())} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}"
+    )
+    for note in settings_checks.notes(s):
+        said.tell_message(f"note: {note}")
+    problem_batches, held_out, longest = problem_loading.load_problems(
+        s, opened, said, accept=lambda found: problem_loading.golds_read(judge, found)
+    )
     use_compilation_cache(s.compilation_cache)
     own(folder, stopper)
     write_config(folder, config, changes, s)
@@ -140,15 +155,7 @@ def prepare(
     start = resuming.begin(keeper, folder, s, changes, last=s.max_steps)
     teller = teller or open_teller(folder, s, config, start, started_at=started_at)
     stoppable(stopper, teller)
-    judge = make_judge(s, specs)
-    teller.tell_message(
-        f"devices: {len(jax.devices())} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}"
-    )
-    for note in settings_checks.notes(s):
-        teller.tell_message(f"note: {note}")
-    problem_batches, held_out, longest = problem_loading.load_problems(
-        s, opened, teller, accept=lambda found: problem_loading.golds_read(judge, found)
-    )
+    said.hand_on(teller)
     prompt_columns = min(rounded_up(longest), s.data.max_prompt_length)
     parts = policy.parts(opened, s.lora, seed=s.seed)
     weights = sampling_weights(s, mesh, opened, parts)
@@ -208,7 +215,13 @@ def checked(s: Settings) -> tuple[jax.sharding.Mesh, tuple[registry.RewardSpec, 
     settings_checks.check(s, num_processes=jax.process_count())
     problem_loading.check(s)
     specs = registry.resolve(*s.rewards, max_completion_length=s.rollout.max_completion_length)
+    settings_checks.check_weights(specs)
+    check_settings(s.reward.num_workers, s.reward.timeout_s, s.reward.memory_mb)
+    registry.check(specs, timeout_s=s.reward.timeout_s)
     metrics.check_trackers(s.telling)
+    run_folder.check_place(s.output_dir, "config.output_dir")
+    if s.compilation_cache:
+        run_folder.check_place(s.compilation_cache, "config.compilation_cache")
     return mesh, specs
 
 

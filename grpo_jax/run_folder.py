@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import sys
 from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grpo_jax import distributed, metrics, report, run_lock, whole_files
+from grpo_jax import distributed, json_files, metrics, report, run_lock, whole_files
 
 CONFIG_FILE = "config.json"
 UNFINISHED_CONFIG = "config.json.part"
@@ -78,6 +79,18 @@ class Changes:
         return describe_changes(self.before, self.now, [*names])
 
 
+def check_place(folder: str, field: str) -> None:
+    """Raises ValueError where no folder can be made or written: before anything is loaded, and making nothing."""
+    if not folder.strip():
+        raise ValueError(f"{field} is empty; name a folder, which is made if it is missing.")
+    place = Path(folder)
+    above = next((path for path in (place, *place.absolute().parents) if os.path.lexists(path)), Path("/"))
+    if not above.is_dir():
+        raise ValueError(f"{field} is {folder!r}, but {above} is no folder; set another.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{field} is {folder!r}, but this user cannot write in {above}; set another.")
+
+
 def check_folder(
     folder: Path,
     config: dict[str, Any],
@@ -98,6 +111,8 @@ def check_folder(
     now = fields(json.loads(json.dumps(config)))
     check_names(accept, now)
     nothing = Changes({}, now)
+    output = "config.sft.output_dir" if supervised else "config.output_dir"
+    check_kinds(folder, output)
     if not folder.exists() or {path.name for path in folder.iterdir()} <= {
         UNFINISHED_CONFIG,
         run_lock.LOCK_FILE,
@@ -105,18 +120,20 @@ def check_folder(
         return nothing
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(
-            f"{folder} has files but no {CONFIG_FILE}: it is no run's folder. Set config.output_dir to a new one."
+            f"{folder} has files but no {CONFIG_FILE}: it is no run's folder. Set {output} to a new one."
         )
     if not has_begun(folder):
         return nothing
-    output = "config.sft.output_dir" if supervised else "config.output_dir"
     if supervised != (folder / SUPERVISED_FILE).is_file():
         kinds = {True: "supervised run (tools/sft.py)", False: "GRPO run (grpo_jax.train)"}
         raise ValueError(f"{folder} holds a {kinds[not supervised]}. Set {output} to a new folder.")
     if free is None:
         is_constant = config["optimizer"]["lr_scheduler_type"] == "constant"
         free = MAY_CHANGE if is_constant else MAY_CHANGE - {"max_steps"}
-    before = fields(json.loads((folder / CONFIG_FILE).read_text()))
+    try:
+        before = fields(json_files.read(folder / CONFIG_FILE))
+    except ValueError as error:
+        raise ValueError(f"{error} Or set {output} to a new folder: this run cannot be known.") from None
     changed = [
         name
         for name in sorted({*before, *now})
@@ -128,6 +145,19 @@ def check_folder(
     if refused:
         raise ValueError(refusal(folder, describe_changes(before, now, refused), refused, accept, output))
     return Changes(before, now, rounding, others)
+
+
+def check_kinds(folder: Path, output: str) -> None:
+    """Raises ValueError for a file where a folder must be, and the other way round, before a run stumbles on it."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; set {output} to a new one.")
+    if os.path.lexists(folder / CHECKPOINTS) and not (folder / CHECKPOINTS).is_dir():
+        raise ValueError(
+            f"{folder / CHECKPOINTS} is no folder; set {output} to a new one, or move that away."
+        )
+    for name in (metrics.METRICS_FILE, metrics.SAMPLES_FILE):
+        if (folder / name).is_dir():
+            raise ValueError(f"{folder / name} is a folder; set {output} to a new one, or move that away.")
 
 
 def refusal(folder: Path, described: str, names: list[str], accept: Collection[str], output: str) -> str:

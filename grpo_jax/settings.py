@@ -328,6 +328,22 @@ SECTIONS: dict[str, type] = {
 
 
 def read(config: dict[str, Any]) -> Settings:
-    """Typed settings from a resolved config; sections must have exactly the fields of their class."""
+    """Typed settings from a resolved config; sections must have exactly the fields of their class.
+
+    Raises: ValueError for a field too many or too few, as a config file that unlocks its config may have.
+    """
+    _check_fields("config", config, Settings)
+    for name, section in SECTIONS.items():
+        _check_fields(f"config.{name}", config[name], section)
     values = {name: SECTIONS[name](**value) if name in SECTIONS else value for name, value in config.items()}
     return Settings(**values)
+
+
+def _check_fields(name: str, values: Any, params: type) -> None:
+    needed = {field.name for field in dataclasses.fields(params)}
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} is {values!r}; it must be a section with the fields {sorted(needed)}.")
+    if unknown := sorted(set(values) - needed):
+        raise ValueError(f"{name} has no field {unknown[0]!r}; configs/base.py has every field.")
+    if missing := sorted(needed - set(values)):
+        raise ValueError(f"{name} lacks the field {missing[0]!r}; begin with configs/base.py.")

@@ -6,27 +6,36 @@ several fields, and the error says which numbers would do.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 
+from grpo_jax import policy
 from grpo_jax.learning import advantages, objective_checks
 from grpo_jax.learning.train_state import MU_DTYPES, SCHEDULES
 from grpo_jax.models.hf_weights import EXPORT_DTYPES
 from grpo_jax.models.lora import BASE_FORMS, LoraParams
 from grpo_jax.models.spec import ModelSpec
+from grpo_jax.rewards.registry import RewardSpec
 from grpo_jax.sampling import token_choice
 from grpo_jax.settings import Settings
 
 RESUMES = ("auto", "must", "never")  # where there is a checkpoint go on, else begin; or an error instead
+MOST_SEED = 2**31 - 1
+MOST_LEARNING_RATE = 1.0  # AdamW moves every weight by about so much: a lost minus, as in 1e6, is above it
 
 
 def check(settings: Settings, *, num_processes: int) -> None:
     """Raises ValueError for the first rule that is broken, with the numbers that would do."""
+    _check_tuples(settings)
     _check_ranges(settings)
+    _check_learning_rates(settings)
     _check_names(settings)
     objective_checks.check(settings.loss)
     _check_reference(settings)
     _check_rewards(settings)
     _check_lora(settings.lora)
+    _check_finite(settings)
     _check_rows(settings, num_processes=num_processes)
     _check_alarms(settings)
 
@@ -46,6 +55,37 @@ def check_model(settings: Settings, spec: ModelSpec, *, tensor: int) -> None:
             )
 
 
+def check_sampling(settings: Settings, opened: policy.Policy, *, platform: str) -> None:
+    """Raises ValueError for what the sampler would refuse when weights are read: attention, bans, stop strings.
+
+    Args:
+        platform: of the devices, as JAX names it.
+    """
+    rollout = settings.rollout
+    policy.check_sampling(
+        opened,
+        platform=platform,
+        filters=rollout.filters,
+        attention=rollout.attention,
+        stop_strings=rollout.stop_strings,
+        form=rollout.sampling_weights,
+    )
+    if settings.lora.r > opened.model.spec.hidden_size:
+        raise ValueError(
+            f"config.lora.r is {settings.lora.r}, above the model's width {opened.model.spec.hidden_size}, where "
+            "adapters are larger than what they adapt; set one such as 16, or 0 to train every weight."
+        )
+
+
+def check_weights(specs: Sequence[RewardSpec]) -> None:
+    """Raises ValueError where all rewards weigh nothing."""
+    if not any(spec.weight for spec in specs):
+        raise ValueError(
+            f"config.reward.reward_weights are all 0 for {[spec.name for spec in specs]}: nothing would be learned; "
+            "set one of them above 0, or none for 1.0 each."
+        )
+
+
 def check_supervised(settings: Settings, spec: ModelSpec, *, num_processes: int) -> None:
     """Raises ValueError where the supervised run's lengths do not fit the model, or its rows the processes."""
     _check_length(settings, "sft.max_response_length", settings.sft.max_response_length, spec)
@@ -54,6 +94,7 @@ def check_supervised(settings: Settings, spec: ModelSpec, *, num_processes: int)
             f"config.sft.num_rows is {settings.sft.num_rows}, which {num_processes} processes cannot share; "
             f"set a multiple of {num_processes}."
         )
+    check_best(settings, saving="sft", evaluating="sft")
 
 
 def _check_length(settings: Settings, field: str, answer: int, spec: ModelSpec) -> None:
@@ -63,6 +104,22 @@ def _check_length(settings: Settings, field: str, answer: int, spec: ModelSpec) 
         raise ValueError(
             f"config.data.max_prompt_length {prompt} + config.{field} {answer} = {prompt + answer} tokens; "
             f"the model has {room} positions. Set {_shorter(prompt, answer, room, field.rpartition('.')[2])}."
+        )
+
+
+def check_best(settings: Settings, *, saving: str, evaluating: str) -> None:
+    """Raises ValueError where a checkpoint may lack the number that the best one is chosen by.
+
+    Args:
+        saving: the section that has `save_steps`; `evaluating`: that which has `eval_steps`.
+    """
+    name, save_steps = settings.checkpoint.metric_for_best_model, getattr(settings, saving).save_steps
+    eval_steps = getattr(settings, evaluating).eval_steps
+    if name and (not save_steps or not eval_steps or save_steps % eval_steps):
+        raise ValueError(
+            f"config.checkpoint.metric_for_best_model is {name!r}, so every checkpoint needs an evaluation of its step; "
+            f"got config.{saving}.save_steps {save_steps} and config.{evaluating}.eval_steps {eval_steps}. Set the first "
+            'to a multiple of the second, both above 0, or config.checkpoint.metric_for_best_model="".'
         )
 
 
@@ -80,7 +137,51 @@ def notes(settings: Settings) -> list[str]:
             "config.reward.reward_scale has next to no effect: rewards are divided by their deviation "
             f"(config.grpo.scale_rewards {params.scale_rewards!r})"
         )
+    if settings.optimizer.warmup_steps >= settings.num_updates:
+        found.append(
+            f"config.optimizer.warmup_steps is {settings.optimizer.warmup_steps}, and the run has "
+            f"{settings.num_updates} updates: the learning rate never reaches config.optimizer.learning_rate"
+        )
     return found
+
+
+def _check_finite(settings: Settings) -> None:
+    """Ranges alone let infinities pass, and some of them NaN."""
+    for section in (field.name for field in dataclasses.fields(settings)):
+        params = getattr(settings, section)
+        if not dataclasses.is_dataclass(params):
+            continue
+        for field in dataclasses.fields(params):
+            value = getattr(params, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"config.{section}.{field.name} must be a finite number; got {value}.")
+
+
+def _check_learning_rates(settings: Settings) -> None:
+    rates = {
+        "optimizer.learning_rate": settings.optimizer.learning_rate,
+        "sft.learning_rate": settings.sft.learning_rate,
+        "lora.learning_rate_ratio": settings.lora.learning_rate_ratio,
+    }
+    for name, rate in rates.items():
+        if not rate > 0:
+            raise ValueError(f"config.{name} must be above 0, or nothing is learned; got {rate}.")
+        if name.endswith("learning_rate") and rate > MOST_LEARNING_RATE:
+            raise ValueError(
+                f"config.{name} is {rate}: every update would move each weight by about as much. "
+                "Set one such as 1e-6."
+            )
+
+
+def _check_tuples(settings: Settings) -> None:
+    """What the command line cannot check: the kinds of a tuple's items."""
+    for name, kind, example in (("banned_ids", int, "(3, 7)"), ("stop_strings", str, "('</answer>',)")):
+        value = getattr(settings.rollout, name)
+        if not isinstance(value, tuple) or not all(type(item) is kind for item in value):
+            raise ValueError(
+                f"config.rollout.{name} must be a tuple of {'whole numbers' if kind is int else 'texts'}, such as "
+                f"{example}; got {value!r}."
+            )
 
 
 def _check_ranges(settings: Settings) -> None:
@@ -89,10 +190,10 @@ def _check_ranges(settings: Settings) -> None:
         "max_steps": (settings.max_steps, 1),
         "lora.r": (settings.lora.r, 0),
         "lora.lora_dropout": (settings.lora.lora_dropout, 0),
-        "lora.learning_rate_ratio": (settings.lora.learning_rate_ratio, 0),
         "mesh.fsdp": (settings.mesh.fsdp, 1),
         "mesh.tensor": (settings.mesh.tensor, 1),
-        "mesh.cpu_devices": (settings.mesh.cpu_devices, 0),
+        "data.shuffle_seed": (settings.data.shuffle_seed, -1),
+        "data.streaming_rows": (settings.data.streaming_rows, 0),
         "rollout.num_prompts": (settings.rollout.num_prompts, 1),
         "rollout.num_generations": (settings.rollout.num_generations, 2),
         "rollout.max_completion_length": (settings.rollout.max_completion_length, 1),
@@ -106,13 +207,11 @@ def _check_ranges(settings: Settings) -> None:
         "grpo.per_device_train_batch_size": (settings.grpo.per_device_train_batch_size, 1),
         "grpo.max_tokens_per_microbatch": (settings.grpo.max_tokens_per_microbatch, 0),
         "grpo.packing": (settings.grpo.packing, 0),
-        "optimizer.learning_rate": (settings.optimizer.learning_rate, 0),
         "optimizer.warmup_steps": (settings.optimizer.warmup_steps, 0),
         "optimizer.weight_decay": (settings.optimizer.weight_decay, 0),
         "optimizer.max_grad_norm": (settings.optimizer.max_grad_norm, 0),
         "sft.max_steps": (settings.sft.max_steps, 0),
         "sft.num_rows": (settings.sft.num_rows, 1),
-        "sft.learning_rate": (settings.sft.learning_rate, 0),
         "sft.warmup_steps": (settings.sft.warmup_steps, 0),
         "sft.packing": (settings.sft.packing, 0),
         "sft.per_device_train_batch_size": (settings.sft.per_device_train_batch_size, 1),
@@ -121,8 +220,10 @@ def _check_ranges(settings: Settings) -> None:
         "sft.eval_steps": (settings.sft.eval_steps, 0),
         "sft.save_steps": (settings.sft.save_steps, 0),
         "checkpoint.save_steps": (settings.checkpoint.save_steps, 0),
+        "checkpoint.save_seconds": (settings.checkpoint.save_seconds, 0),
         "checkpoint.save_total_limit": (settings.checkpoint.save_total_limit, 1),
         "checkpoint.resume_step": (settings.checkpoint.resume_step, -1),
+        "checkpoint.keep_every_steps": (settings.checkpoint.keep_every_steps, 0),
         "evaluation.eval_steps": (settings.evaluation.eval_steps, 0),
         "evaluation.num_generations": (settings.evaluation.num_generations, 1),
         "evaluation.temperature": (settings.evaluation.temperature, 0),
@@ -130,8 +231,22 @@ def _check_ranges(settings: Settings) -> None:
     for name, (value, least) in at_least.items():
         if not value >= least:
             raise ValueError(f"config.{name} must be at least {least}; got {value}.")
-    token_choice.check_temperature(settings.rollout.temperature)
-    settings.rollout.filters  # noqa: B018 - building it checks what it consists of
+    try:
+        token_choice.check_temperature(settings.rollout.temperature)
+        settings.rollout.filters  # noqa: B018 - building it checks what it consists of
+    except ValueError as error:
+        raise ValueError(f"config.rollout.{error}") from None
+    if settings.rollout.min_completion_length > settings.rollout.max_completion_length:
+        raise ValueError(
+            f"config.rollout.min_completion_length is {settings.rollout.min_completion_length}, above "
+            f"config.rollout.max_completion_length {settings.rollout.max_completion_length}; set it lower."
+        )
+    if settings.seed > MOST_SEED:
+        raise ValueError(f"config.seed must be at most {MOST_SEED}; got {settings.seed}.")
+    if not settings.optimizer.adam_epsilon > 0:
+        raise ValueError(
+            f"config.optimizer.adam_epsilon must be above 0; got {settings.optimizer.adam_epsilon}."
+        )
     if settings.rollout.temperature == 0:
         raise ValueError(
             "config.rollout.temperature is 0: all completions of a group would be equal and teach nothing. Set 1.0."

@@ -113,7 +113,7 @@ def take_step(this: Run, answers: WorkedAnswers, learner: SupervisedLearner, ste
 def validate(this: Run, answers: WorkedAnswers, learner: SupervisedLearner, *, step: int) -> None:
     """Tells the loss on the worked answers that are kept for it."""
     if not answers.validation:
-        return
+        return keeping.mark_evaluated(this, {})
     mine = answers.validation[jax.process_index() :: jax.process_count()]
     rows = [answers.rows[problem.index] for problem in mine]
     loss = learner.loss(this.state.params, rows, frozen=this.frozen)

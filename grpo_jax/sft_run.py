@@ -53,13 +53,16 @@ def prepare(
     """
     mesh, specs = run.checked(s)
     folder = Path(s.supervised_dir)
+    run_folder.check_place(str(folder), "config.sft.output_dir")
     changes = resuming.check(folder, config, s, free=may_change(s), supervised=True)
     opened = policy.open_policy(s.model)
     settings_checks.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
     settings_checks.check_supervised(s, opened.model.spec, num_processes=jax.process_count())
+    settings_checks.check_sampling(s, opened, platform=mesh.devices.flat[0].platform)
+    policy.check_weights(opened)
     run.use_compilation_cache(s.compilation_cache)
     judge = run.make_judge(s, specs)
-    said = Remembered()
+    said = metrics.EarlyTeller(silent=not distributed.is_first())
     # the same problems as GRPO's: those whose gold can be read
     sets, held_out = problem_loading.load_sets(
         s, opened, said, accept=lambda found: problem_loading.golds_read(judge, found)
@@ -74,7 +77,7 @@ def prepare(
     start = resuming.begin(keeper, folder, s, changes, last=s.max_steps)
     teller = run.open_teller(folder, s, config, start, started_at=started_at, table=console.SFT_TABLE)
     run.stoppable(stopper, teller)
-    for sentence in (*said.sentences, answers.summary(), first_row(answers, opened)):
+    for sentence in (answers.summary(), first_row(answers, opened)):
         teller.tell_message(sentence)
     this, learner = build(s, mesh, opened, answers, held_out, judge, keeper, teller, start, stopper)
     judge.self_test()
@@ -227,13 +230,3 @@ def check_record(folder: Path, answers: WorkedAnswers, *, accept: Collection[str
             "Restore the data, or set config.sft.output_dir to a new folder, or go on all the same with "
             "--config.checkpoint.accept_changes=data."
         )
-
-
-class Remembered(metrics.SilentTeller):
-    """Keeps what is said before the run's length, and with it its teller, is known."""
-
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-
-    def tell_message(self, text: str) -> None:
-        self.sentences.append(text)

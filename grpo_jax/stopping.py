@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from grpo_jax import distributed, notices
-from grpo_jax.command_line import STOP_STATUSES
+from grpo_jax.endings import STOP_STATUSES
 from grpo_jax.structs import Stopped
 
 PARK_S = 2.0  # so long the main thread may take to reach a place where it uses no device
@@ -203,12 +203,15 @@ class Stopper:
             self._save_and_leave()
 
     def _save_and_leave(self) -> None:
+        failed = ""
         try:
             self._save()
         except Exception as error:  # whatever it is, this is the last chance to tell it
             cause = " ".join(str(error).split()) or type(error).__name__
-            self._leave(f"{self._newest()}; nothing newer could be saved: {cause}")
-        self._leave(self._newest())
+            failed = f"; nothing newer could be saved: {cause}"
+        if threading.current_thread() is threading.main_thread():  # of several processes: one of them commits
+            distributed.wait_for_all("saved what is whole")
+        self._leave(f"{self._newest()}{failed}")
 
     def _leave(self, what: str, *, now: bool = False) -> None:
         """Ends the process, after its endings; `now`: whatever another thread does."""

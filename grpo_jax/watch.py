@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import jax
 from jax._src import distributed as jax_distributed  # the store has no public door
 
-from grpo_jax import distributed
+from grpo_jax import distributed, secret_values
 from grpo_jax.endings import Ended
 from grpo_jax.stopping import Stopper
 from grpo_jax.structs import Stopped
@@ -96,7 +96,7 @@ class Watch:
 
     def fail(self, error: BaseException) -> None:
         """Tells all others of this process's error. A broken collective waits for the cause to be known."""
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(secret_values.redacted(str(error)).split()) or type(error).__name__
         if _OTHERS_FAILED.match(text):
             self._ended.wait(SILENT_S + 3 * BEAT_S)  # the watch ends this process when it finds one
         self._failing = True

@@ -48,7 +48,7 @@ def test_one_process_joins_nobody(monkeypatch):
         raise AssertionError("mode 'none' must not look for other processes")
 
     monkeypatch.setattr(jax.distributed, "initialize", join)
-    distributed.start(params(mode="none"))
+    distributed.start(params(mode="none", num_processes=1))
 
 
 def test_addresses_are_handed_on_as_they_stand(monkeypatch):

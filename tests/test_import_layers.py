@@ -19,7 +19,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: dict[int, set[str]] = {
-    0: {"structs", "console", "configs", "endings", "whole_files"},
+    0: {
+        *("structs", "console", "configs", "endings"),
+        *("json_files", "secret_values", "whole_files", "other_names", "config_file"),
+    },
     1: {
         "models",
         "rewards",
@@ -30,7 +33,7 @@ FLOORS: dict[int, set[str]] = {
         "starts",
         "chips",
         "compilations",
-        "command_line",
+        "overrides",
         "charts",
         "trackers",
         "notices",
@@ -38,7 +41,10 @@ FLOORS: dict[int, set[str]] = {
         "stop_strings",
         "text",
     },
-    2: {"sampling", "learning", "data", "metrics", "report", "stopping", "alarms", "checkpoint_reading"},
+    2: {
+        *("sampling", "learning", "data", "metrics", "report"),
+        *("command_line", "stopping", "alarms", "checkpoint_reading"),
+    },
     3: {"checkpoints", "policy", "rollout", "run_folder", "tiny_tokenizer", "watch"},
     4: {"evaluation", "dynamic_sampling", "roll_backs"},
     5: {"settings", "worked_answers"},
@@ -51,27 +57,30 @@ FLOORS: dict[int, set[str]] = {
 }
 
 KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the floors below it
-    "models": {"whole_files"},
+    "models": {"json_files", "whole_files"},
     "mesh": set(),
     "distributed": set(),
     "checkpoints": {"checkpoint_reading", "checkpoint_folder", "digests", "distributed", "whole_files"},
-    "checkpoint_reading": {"checkpoint_folder", "digests"},
+    "checkpoint_reading": {"checkpoint_folder", "digests", "distributed"},
     "checkpoint_folder": {"whole_files"},
     "whole_files": set(),
+    "json_files": set(),
+    "secret_values": set(),
     "notices": set(),
     "run_lock": set(),
-    "stopping": {"structs", "command_line", "distributed", "notices"},
-    "watch": {"distributed", "endings", "stopping", "structs"},
+    "stopping": {"structs", "distributed", "endings", "notices"},
+    "watch": {"distributed", "endings", "secret_values", "stopping", "structs"},
     "digests": set(),
     "starts": {"whole_files"},
     "chips": set(),
     "compilations": set(),
-    "command_line": {"endings"},
+    "command_line": {"config_file", "endings", "overrides", "secret_values"},
+    "overrides": {"other_names"},
     "alarms": set(),
     "endings": set(),
     "stop_strings": set(),
-    "text": set(),
-    "rewards": {"structs"},
+    "text": {"json_files"},
+    "rewards": {"structs", "secret_values"},
     "metrics": {"console", "trackers"},
     "report": {"charts", "console"},
     "charts": {"console"},
@@ -85,14 +94,14 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
 }
 
 DOORS: dict[str, set[str]] = {  # outside library -> exactly the rooms that import it
-    "absl": {"command_line"},
+    "absl": {"overrides"},
     "datasets": {"data", "tools"},
     "flax": {"models"},
     "grain": {"data"},
     "huggingface_hub": {"text", "policy"},
     "jinja2": {"text"},
     "math_verify": {"rewards"},
-    "ml_collections": {"command_line", "configs"},
+    "ml_collections": {"config_file", "overrides", "configs"},
     "ml_dtypes": {"models"},
     "optax": {"learning"},
     "orbax": {"checkpoints", "checkpoint_reading"},

@@ -83,7 +83,8 @@ def write_lock(folder: Path, owner: dict[str, str], *, age_s: float = 0.0) -> Pa
     folder.mkdir()
     path = folder / "lock"
     path.write_text(json.dumps(owner))
-    os.utime(path, (time.time() - age_s,) * 2)
+    then = time.time() - age_s
+    os.utime(path, (then, then))
     return path
 
 

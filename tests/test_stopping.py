@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -250,7 +251,7 @@ class Stopped:
         """Stops it: after one of these steps, in time, with nothing left behind. Returns: the step."""
         status, line, seconds = ran.stop(number)
         shown = (phase, status, line, ran.told())
-        assert status == {signal.SIGINT: 130}.get(number, 143), shown
+        assert status == (130 if number == signal.SIGINT else 143), shown
         for step in steps:
             kept = f"step {step} is kept in {self.folder / 'checkpoints'}; the same command goes on after it"
             none = "no step was whole that could be kept; the same command begins again"
@@ -300,7 +301,7 @@ def test_a_run_that_is_stopped_in_every_phase_ends_as_the_unbroken_one(micro, pr
     run.check("evaluation after step 4", ran, 4)
 
     ran = run.start(checkpoint__save_steps=1)
-    ran.wait_for(lambda: any((run.folder / "checkpoints").glob("5*tmp*")))
+    ran.wait_for((run.folder / "checkpoints" / "5.unfinished").exists)
     run.check("saving of step 5", ran, 5)
 
     ran = run.start()
@@ -311,3 +312,26 @@ def test_a_run_that_is_stopped_in_every_phase_ends_as_the_unbroken_one(micro, pr
     assert micro_run.told(run.folder) == micro_run.told(micro.folder / "unbroken")
     for file in ("samples.jsonl", "final/model.safetensors"):
         assert (run.folder / file).read_bytes() == (micro.folder / "unbroken" / file).read_bytes()
+
+
+def test_a_supervised_run_that_is_stopped_ends_as_the_unbroken_one(micro, program):
+    def command(name: str) -> list[str]:
+        """`python tools/sft.py` with the micro run's fields, so long that it can be met on its way."""
+        sft = {"max_steps": 150, "num_rows": 8, "validation_problems": 8, "eval_steps": 10, "save_steps": 0}
+        fields = {f"sft__{name}": value for name, value in sft.items()}
+        made = micro.command("grpo", data__max_problems=64, sft__output_dir=micro.folder / name, **fields)
+        return [made[0], "tools/sft.py", *made[3:]]
+
+    folder, unbroken = micro.folder / "sft_stopped", micro.folder / "sft_unbroken"
+    micro_run.run(command("sft_unbroken"))
+    ran = program(command("sft_stopped"))
+    told = folder / "metrics.jsonl"
+    ran.wait_for(lambda: told.exists() and told.read_text().count("\n") > 30)
+    status, line, seconds = ran.stop(signal.SIGTERM)
+    assert status == 143 and seconds < ENDS_WITHIN_S, (line, ran.told())
+    step = int(re.match(r"stopped by SIGTERM: step (\d+) is kept", line)[1])  # type: ignore[index]
+    assert 20 < step < 150
+    micro_run.run(command("sft_stopped"))
+    assert micro_run.told(folder) == micro_run.told(unbroken)
+    last = "final/model.safetensors"
+    assert (folder / last).read_bytes() == (unbroken / last).read_bytes()

@@ -138,11 +138,17 @@ def make_problems(
     return ProblemSet(task, problems, num_loaded=len(taken), offset=offset, left=left)
 
 
-def check_params(task: ResolvedTask, params: DataParams) -> None:
-    if params.max_prompt_length < 1 or params.max_problems < 0:
+def check_params(task: ResolvedTask, params: DataParams, *, section: str = "data") -> None:
+    """Raises ValueError for a number, a pattern or a template that cannot be used.
+
+    Args:
+        section: of the config, "data" or "evaluation", that asks for these problems.
+    """
+    if params.max_prompt_length < 1:
+        raise ValueError(f"config.data.max_prompt_length must be at least 1; got {params.max_prompt_length}")
+    if params.max_problems < 0:
         raise ValueError(
-            "config.data.max_prompt_length must be at least 1 and config.data.max_problems at least 0; "
-            f"got {params.max_prompt_length} and {params.max_problems}"
+            f"config.{section}.max_problems must be at least 0, which takes all; got {params.max_problems}"
         )
     check_pattern("answer_pattern", task.answer_pattern, "the gold answer")
     check_pattern("solution_pattern", task.solution_pattern, "the worked answer")

@@ -42,10 +42,14 @@ Attention = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], Part]
 def check(name: str, platform: str) -> None:
     """Raises: ValueError if no attention has that name, or not on that platform (named as JAX does)."""
     if name not in ATTENTIONS:
-        raise ValueError(f"No decode attention is called {name!r}; choose one of {', '.join(ATTENTIONS)}.")
+        raise ValueError(
+            f"No decode attention is called {name!r}; choose one of {', '.join(ATTENTIONS)} "
+            "(config.rollout.attention)."
+        )
     if NEEDS.get(name, platform) != platform:
         raise ValueError(
-            f"Decode attention {name!r} runs on {NEEDS[name]} only, not on {platform}; choose xla."
+            f"Decode attention {name!r} runs on {NEEDS[name]} only, not on {platform}; choose xla "
+            "(config.rollout.attention)."
         )
 
 

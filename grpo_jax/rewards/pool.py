@@ -24,6 +24,8 @@ from grpo_jax.rewards.worker_process import WorkerProcess
 from grpo_jax.structs import AskedToStop, Attempt, Judgement, never
 
 _STOP_POLL_S = 0.2
+MOST_PER_CORE = 32  # worker processes, which judges that wait for endpoints may need
+MOST_TIMEOUT_S = 86_400.0
 MOST_WORKERS = 8  # by default: one grades thousands of plain answers a second
 LEAST_ALL_LOST = 8
 """So many judgements at least, and every one of them lost: then the rewards are broken, and the run ends."""
@@ -52,7 +54,7 @@ class Judge:
         timeout_s: float = 10.0,
         memory_mb: int = 2048,
     ) -> None:
-        _check_settings(num_workers, timeout_s, memory_mb)
+        check_settings(num_workers, timeout_s, memory_mb)
         registry.check(specs, timeout_s=timeout_s)
         self.specs = tuple(specs)
         self.num_workers = num_workers or default_num_workers()
@@ -275,11 +277,17 @@ def default_num_workers() -> int:
     return min(MOST_WORKERS, os.cpu_count() or 1)
 
 
-def _check_settings(num_workers: int, timeout_s: float, memory_mb: int) -> None:
-    if num_workers < 0:
-        raise ValueError(f"config.reward.num_workers must be 0 (one per core) or more; got {num_workers}")
-    if not timeout_s > 0:
-        raise ValueError(f"config.reward.timeout_s must be above 0 seconds; got {timeout_s}")
+def check_settings(num_workers: int, timeout_s: float, memory_mb: int) -> None:
+    """Raises ValueError for a number that no judge can work with."""
+    most = MOST_PER_CORE * (os.cpu_count() or 1)
+    if not 0 <= num_workers <= most:
+        raise ValueError(
+            f"config.reward.num_workers must be 0 (one per core) to {most} on this machine; got {num_workers}"
+        )
+    if not 0 < timeout_s <= MOST_TIMEOUT_S:
+        raise ValueError(
+            f"config.reward.timeout_s must be above 0 seconds, {MOST_TIMEOUT_S:.0f} at most; got {timeout_s}"
+        )
     if memory_mb < 512:
         raise ValueError(
             f"config.reward.memory_mb must be at least 512, which math-verify needs; got {memory_mb}"

@@ -19,7 +19,7 @@ import threading
 import time
 from typing import Any, BinaryIO
 
-from grpo_jax import structs
+from grpo_jax import secret_values, structs
 from grpo_jax.rewards import parts, registry
 from grpo_jax.rewards.grade import RewardFunction
 from grpo_jax.rewards.judging import Judging, failure
@@ -99,7 +99,7 @@ def _own_the_pipes() -> tuple[BinaryIO, BinaryIO]:
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    sys.stdout = sys.stderr
+    sys.stdout = sys.stderr = secret_values.RedactedStream(sys.stderr)
     return requests, replies
 
 

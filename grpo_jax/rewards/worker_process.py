@@ -154,6 +154,8 @@ def _environment() -> dict[str, str]:
         # With gmpy2 a huge power cannot be interrupted and may end the process.
         "SYMPY_GROUND_TYPES": "python",
         "MPMATH_NOGMPY": "1",
+        # Sets of texts in one order in every worker and run: what sympy makes of them may follow it.
+        "PYTHONHASHSEED": "0",
         # One thread each: BLAS would reserve address space for every core, against the memory cap.
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

@@ -24,6 +24,12 @@ lay all of those weights out anew before every window, and keep both.
 """
 
 
+def check_form(form: str) -> None:
+    """Raises ValueError for a form that there is not."""
+    if form not in FORMS:
+        raise ValueError(f"config.rollout.sampling_weights is {form!r}; known are {list(FORMS)}.")
+
+
 class SamplingWeights:
     """Makes the sampling copy: compute dtype, layers apart, cut over `tensor` only.
 
@@ -48,8 +54,7 @@ class SamplingWeights:
         frozen_shapes: Any = None,
         assemble: Assemble = whole,
     ):
-        if form not in FORMS:
-            raise ValueError(f"config.rollout.sampling_weights is {form!r}; known are {list(FORMS)}.")
+        check_form(form)
         platform = mesh.devices.flat[0].platform
         unstack = partial(
             decoder.unstack,
