@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from grpo_jax import checkpoint_folder
 from grpo_jax.doctor import checkup, folders, machine, running, table
 from grpo_jax.doctor.checkup import FAILED, PASSED, SKIPPED, Case, Check, Finding, examine
 from tests import micro_run
@@ -240,7 +241,8 @@ def test_the_output_folders_state_is_told(tmp_path):
         "output", f"--config.output_dir={tmp_path / 'other'}", needs=("config",)
     )
     run = tmp_path / "run"
-    (run / "checkpoints" / "7").mkdir(parents=True)
+    (run / "checkpoints" / "new").mkdir(parents=True)
+    checkpoint_folder.commit(run / "checkpoints" / "new", run / "checkpoints" / "7", {"record": {}})
     arguments = ["--config", "configs/tiny.py", "--config.reward.num_workers=1", f"--config.output_dir={run}"]
     case = Case(arguments, say=lambda text: None)
     folders.config(case)
@@ -252,6 +254,9 @@ def test_the_output_folders_state_is_told(tmp_path):
     )
     os.utime(run / "lock", (time.time() - 3600,) * 2)  # its owner has ended
     assert text(run).endswith("run: goes on after step 7 of 20")
+    (run / "checkpoints" / "7" / "record.jsonl").unlink()
+    damaged = failed("output", f"--config.output_dir={run}", needs=("config",))
+    assert "the checkpoint of step 7" in damaged and "is damaged" in damaged
 
 
 def test_a_reward_that_cannot_be_imported_is_told(tmp_path):

@@ -6,13 +6,16 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from grpo_jax import replaying, run_folder
+from grpo_jax import checkpoint_folder, replaying, roll_backs, run_folder, starts
 from grpo_jax.replaying import Replay, Row
+from grpo_jax.run import Whole
 from tests import micro_run
 
 SHORT = {"max_steps": 4, "evaluation__task": ""}
@@ -128,19 +131,21 @@ def test_more_updates_a_step_and_dynamic_sampling_are_the_same_too(made, tmp_pat
     assert set(table(done.stdout).values()) == {"yes"} and len(table(done.stdout)) == 8
 
 
-def begun(folder: Path, *, steps: tuple[int, ...] = (2, 4)) -> Path:
-    """A folder that looks like a run's."""
-    for step in steps:
-        (folder / run_folder.CHECKPOINTS / str(step)).mkdir(parents=True)
-    (folder / run_folder.CHECKPOINTS / "6.unfinished").mkdir(parents=True)
+def begun(folder: Path) -> Path:
+    """A folder that looks like a run's: checkpoints 2 and 4 are sealed, 5 is damaged, 6 was never finished."""
+    place = folder / run_folder.CHECKPOINTS
+    for step in (2, 4):
+        (place / "new").mkdir(parents=True)
+        checkpoint_folder.commit(place / "new", place / str(step), {"record": {}})
+    (place / "5").mkdir()
+    (place / "6.unfinished").mkdir()
     return folder
 
 
 def test_the_newest_checkpoint_before_the_step_is_taken(tmp_path):
     run = begun(tmp_path)
     assert [replaying.find_start(run, step, after=-1, last=9) for step in (1, 2, 3, 4, 5, 9)] == [
-        *(0, 0, 2, 2),
-        *(4, 4),
+        *(0, 0, 2, 2, 4, 4),
     ]
     assert replaying.find_start(run, 5, after=0, last=9) == 0
     with pytest.raises(ValueError, match=r"no checkpoint 4 before step 3; --after may be \[0, 2\]"):
@@ -169,6 +174,35 @@ def test_the_last_line_of_a_step_counts_and_torn_ones_do_not(tmp_path):
     lines = ['{"step": 1, "loss": 1}', '{"step": 1, "loss": 2}', '{"step": 1, "eval/accuracy": 0}']
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 2, "lo']))
     assert replaying.told_steps(tmp_path) == {1: {"step": 1, "loss": 2}}
+
+
+def test_the_config_of_the_start_that_computed_the_step_is_taken(tmp_path):
+    first, second = {"seed": 1, "max_steps": 4}, {"seed": 1, "max_steps": 9}
+    (tmp_path / "config.json").write_text(json.dumps(second))
+    (tmp_path / "config_until_step_4.json").write_text(json.dumps(first))
+    for config in (first, second):
+        began = {"config_digest": starts.config_digest(config)}
+        assert replaying.read_config(tmp_path, began) == config
+    assert replaying.read_config(tmp_path, {}) == second
+
+
+def test_where_the_run_went_back_its_replay_does_too(tmp_path):
+    taken: list[dict] = []
+    backs = [
+        roll_backs.RollBack("kl", at, to, {"position": at}, done=True) for at, to in ((5, 4), (6, 2), (7, 2))
+    ]
+    roll_backs.write(tmp_path, backs)
+    run = types.SimpleNamespace(
+        folder=tmp_path,
+        problem_batches=types.SimpleNamespace(set_state=taken.append),
+        whole=Whole(0, {}, looked=True),
+    )
+    found = []
+    for step in (1, 2, 3, 4, 5):
+        replaying.go_back(cast(Any, run), step)
+        found.append(run.whole.roll_backs)
+    assert found == [0, 3, 3, 3, 3]  # the one to step 4 was left behind by those to step 2
+    assert taken == [{"position": 7}]
 
 
 def test_a_step_that_was_not_told_is_no_difference():
