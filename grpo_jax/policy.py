@@ -182,7 +182,10 @@ def check_sampling(
     """What `make_engine` and the sampling weights would refuse, before any weight is read. Raises: ValueError."""
     decode_attention.check(_decode_attention(attention, platform), platform)
     check_form(form)
-    StopStrings(policy.tokenizer, tuple(stop_strings))
+    try:
+        StopStrings(policy.tokenizer, stop_strings)
+    except ValueError as error:
+        raise ValueError(f"config.rollout.stop_strings: {error}") from None
     if unknown := [index for index in filters.banned_ids if index >= policy.num_valid_ids]:
         raise ValueError(
             f"config.rollout.banned_ids has {unknown[0]}, but the tokenizer's ids end at {policy.num_valid_ids - 1}; "
