@@ -175,7 +175,22 @@ def get_config() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.save_steps = 50  # steps; 0: only at the end
+    config.checkpoint.save_seconds = 0.0  # also when so many seconds have passed since the last; 0: never
     config.checkpoint.save_total_limit = 2  # newest ones kept
+    config.checkpoint.keep_every_steps = 0  # also those of every so many steps; 0: none
+    config.checkpoint.metric_for_best_model = (
+        ""  # also the best by a number of the evaluation: "eval/accuracy"
+    )
+    config.checkpoint.greater_is_better = True  # False: the smallest is the best
+    config.checkpoint.resume = "auto"  # go on if there is a checkpoint; "must": or end; "never": a new folder
+    config.checkpoint.resume_step = -1  # step to go on after; newer ones are moved aside. -1: the newest
+    config.checkpoint.accept_changes = (
+        ""  # what may differ when a run goes on: "optimizer.learning_rate,rollout.top_k", "data"
+    )
+    config.checkpoint.grace_seconds = (
+        25.0  # above 0: from a signal that stops the run to its end at the latest
+    )
+    config.checkpoint.preemption_notice = "none"  # "gce", "aws": asked of the machine's metadata server
     config.checkpoint.export_dtype = "auto"  # of final/: as the model came; "float32", "bfloat16", "float16"
     config.checkpoint.export_shard_gb = 4.0  # gigabytes a weight file
 
@@ -189,6 +204,27 @@ def get_config() -> ConfigDict:
     config.evaluation.eval_steps = 0  # steps; at the start and the end too. 0: only those two
     config.evaluation.num_generations = 1  # samples a problem
     config.evaluation.temperature = 0.0  # 0: the likeliest token always
+
+    config.alarms = ConfigDict()  # what a run watches; each "warn", "stop" (exit status 4) or "roll_back"
+    config.alarms.non_finite = "stop"  # or "roll_back": loss or gradient norm not finite
+    config.alarms.zero_reward = "warn"  # no completion was right or earned anything
+    config.alarms.zero_reward_steps = 50  # steps in a row; 0: off
+    config.alarms.no_signal = "warn"  # no group had rewards that differ
+    config.alarms.no_signal_steps = 20  # steps in a row; 0: off
+    config.alarms.kl = "warn"  # mean KL to the reference, where it is a term of the loss, above
+    config.alarms.kl_limit = 2.0  # nats a token; 0: off
+    config.alarms.entropy = "warn"  # mean entropy below
+    config.alarms.entropy_limit = 0.0  # nats a token, 0 or more; 0: off
+    config.alarms.entropy_share = 0.05  # [0, 1): or this share of its first steps' mean; 0: off
+    config.alarms.length = "warn"  # mean completion length above
+    config.alarms.length_factor = 4.0  # times its first steps' mean, above 1; 0: off
+    config.alarms.clipped = "warn"  # share of completions that were cut
+    config.alarms.clipped_limit = 0.9  # [0, 1): above this
+    config.alarms.clipped_steps = 20  # steps in a row; 0: off
+    config.alarms.gap = "warn"  # a token's log-probability, sampled and trained, differs by more than
+    config.alarms.gap_limit = -1.0  # nats; -1: 1e-3 in float32 on a CPU, 5 with coarser numbers; 0: off
+    config.alarms.first_steps = 10  # how many "first steps" are, 1 or more
+    config.alarms.max_roll_backs = 3  # of a whole run; the next alarm stops it
 
     config.telling = ConfigDict()
     config.telling.completions_every_steps = 5  # steps between two tables of samples; 0: none

@@ -6,6 +6,8 @@ them as they like. What was saved, replayed or resumed is compared by these. The
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -53,6 +55,16 @@ def combined(tree: Any) -> jax.Array:
 def as_text(pair: Any) -> str:
     """16 hexadecimal digits of the two sums."""
     return "".join(f"{int(part):08x}" for part in pair)
+
+
+def of_bytes(content: bytes) -> str:
+    """16 hexadecimal digits of what lies on the host."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def joined(texts: Iterable[str]) -> str:
+    """One digest of several, in this order."""
+    return of_bytes(" ".join(texts).encode())
 
 
 @jax.jit

@@ -17,8 +17,9 @@ import math
 import numbers
 import os
 import re
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -40,6 +41,14 @@ JUDGE_NOTE = (
     "config.reward.num_workers higher, or config.rollout.num_slots lower so that fewer completions end at last"
 )
 REPEAT_NOTE_AFTER_STEPS = 100
+TIMED = {  # and what begins with time/: everything else is the same in equal runs
+    "seconds",
+    "tokens_per_second",
+    "sampling/tokens_per_second_per_device",
+    "sampling/roofline_share",
+    "judge/hidden",
+    "compilations",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +103,7 @@ def open_teller(
     config: Mapping[str, Any],
     started_at: float,
     first_step: int = 0,
+    looked: bool = True,
     stream: TextIO | None = None,
     table: console.Table = console.GRPO_TABLE,
 ) -> Teller:
@@ -104,6 +114,7 @@ def open_teller(
         config: resolved, as plain dictionaries; goes to the trackers, to no file of ours.
         started_at: `time.time()` when the program started; `seconds` counts from there.
         first_step: the first step that this program will tell, 0 at a new start; see `rewind`.
+        looked: False: it tells the evaluation of the step before that, too.
         stream: where the console's lines go; stdout when None.
         table: what the console's step lines show.
 
@@ -112,11 +123,14 @@ def open_teller(
     check_trackers(params)
     folder = Path(run_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    rewind(folder, first_step)
+    rewind(folder, first_step, looked=looked)
     tracker = {"project": params.project, "name": params.run_name or folder.name, "config": config}
     sinks: list[Sink] = []
     if params.tensorboard:
-        sinks.append(trackers.TensorBoard(folder / "tensorboard", first_step=first_step))
+        board = trackers.TensorBoard(folder / "tensorboard", first_step=first_step - (not looked))
+        if not looked:  # it forgets whole steps only
+            tell_again(folder / METRICS_FILE, first_step - 1, board)
+        sinks.append(board)
     if params.wandb != "disabled":
         sinks.append(trackers.Wandb(folder, mode=params.wandb, **tracker))
     if params.trackio:
@@ -159,10 +173,13 @@ class Teller:
         self._num_printed = num_printed
         self._note_told_at: dict[str, int] = {}
 
-    def tell_step(self, step: int, metrics: Mapping[str, float], *, notes: Sequence[str] = ()) -> None:
-        """One update's numbers, and in words what a reader may stumble over (see `step_notes`)."""
+    def tell_step(self, step: int, metrics: Mapping[str, float | str], *, notes: Sequence[str] = ()) -> None:
+        """One update's numbers, and in words what a reader may stumble over (see `step_notes`).
+
+        Text among the numbers, such as a digest, goes to metrics.jsonl alone.
+        """
         self._write(step, metrics)
-        self._screen.step(step, metrics)
+        self._screen.step(step, {n: value for n, value in metrics.items() if not isinstance(value, str)})
         for note in notes:
             last = self._note_told_at.get(note)
             if last is None or step >= last + REPEAT_NOTE_AFTER_STEPS:
@@ -196,6 +213,18 @@ class Teller:
         """One plain line, for what takes long enough that a reader wonders."""
         self._screen.message(text)
 
+    @contextlib.contextmanager
+    def rewound(self, first_step: int) -> Iterator[None]:
+        """Inside, the files are closed and may be rewritten; then telling goes on with `first_step`."""
+        files = (self._metrics_file, self._samples_file)
+        for file in files:
+            file.close()
+        yield
+        for file in files:
+            file.open()
+        for sink in self._sinks:
+            sink.rewind(first_step)
+
     def finish(self) -> None:
         """Closes everything, also when one of the parts fails to close. May be called twice."""
         parts, self._parts = self._parts, ()
@@ -209,11 +238,11 @@ class Teller:
     def __exit__(self, *exception) -> None:
         self.finish()
 
-    def _write(self, step: int, metrics: Mapping[str, float]) -> None:
-        plain = {name: _plain_number(value) for name, value in metrics.items()}
+    def _write(self, step: int, metrics: Mapping[str, float | str]) -> None:
+        plain = {name: _plain(value) for name, value in metrics.items()}
         seconds = round(time.time() - self._started_at, 3)
         self._metrics_file.write({"step": step, "seconds": seconds, **plain})  # ours first
-        finite = {name: value for name, value in plain.items() if value is not None}
+        finite = {name: value for name, value in plain.items() if isinstance(value, int | float)}
         for sink in self._sinks:
             sink.write(step, finite)
 
@@ -230,7 +259,9 @@ class Teller:
 class SilentTeller:
     """What the other processes hold: takes everything a `Teller` takes and tells nobody."""
 
-    def tell_step(self, step: int, metrics: Mapping[str, float], *, notes: Sequence[str] = ()) -> None: ...
+    def tell_step(
+        self, step: int, metrics: Mapping[str, float | str], *, notes: Sequence[str] = ()
+    ) -> None: ...
 
     def tell_evaluation(
         self, step: int, metrics: Mapping[str, float], *, samples: Sequence[Sample] = ()
@@ -239,6 +270,10 @@ class SilentTeller:
     def tell_samples(self, step: int, samples: Sequence[Sample]) -> None: ...
 
     def tell_message(self, text: str) -> None: ...
+
+    @contextlib.contextmanager
+    def rewound(self, first_step: int) -> Iterator[None]:
+        yield
 
     def finish(self) -> None: ...
 
@@ -281,21 +316,56 @@ def step_notes(metrics: Mapping[str, float], *, on_policy: bool) -> tuple[str, .
     return tuple(notes)
 
 
-def rewind(run_dir: str | Path, step: int) -> None:
+def rewind(run_dir: str | Path, step: int, *, looked: bool = True) -> None:
     """Removes what the run folder tells of `step` and later, and a line that a kill has torn.
 
     A killed run may have got further than its last checkpoint; the resumed one tells those steps again.
     Each file is replaced in one move, so a kill in here loses nothing.
+
+    Args:
+        looked: False: the evaluation of the step before is told again too, and removed.
     """
     for name in (METRICS_FILE, SAMPLES_FILE):
         path = Path(run_dir) / name
         if path.exists():
-            rest = path.with_suffix(".jsonl.part")
-            with path.open("rb") as old, rest.open("wb") as new:
-                new.writelines(line for line in old if _is_before(line, step))
-                new.flush()
-                os.fsync(new.fileno())
-            os.replace(rest, path)
+            with path.open("rb") as old:
+                _write_whole(path, (line for line in old if _is_before(line, step, looked=looked)))
+
+
+def abandon(run_dir: str | Path, step: int, *, roll_back: int) -> None:
+    """Moves what the run folder tells of `step` and later to NAME_rolled_back.jsonl, marked with `roll_back`.
+
+    Doing it again, after a kill anywhere in here, leaves the same files.
+    """
+    for name in (METRICS_FILE, SAMPLES_FILE):
+        path = Path(run_dir) / name
+        aside = path.with_stem(f"{path.stem}_rolled_back")
+        told = aside.read_bytes().splitlines(keepends=True) if aside.exists() else []
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        moved = [
+            line
+            for line in lines
+            if _is_before(line, sys.maxsize, looked=True) and not _is_before(line, step, looked=True)
+        ]
+        if moved:
+            marked = [json.dumps({"roll_back": roll_back, **json.loads(line)}) + "\n" for line in moved]
+            new = [line for text in marked if (line := text.encode()) not in told]
+            _write_whole(aside, [*told, *new])
+    rewind(run_dir, step)
+
+
+def untimed(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl without what depends on the clock."""
+    return {name: x for name, x in line.items() if name not in TIMED and not name.startswith("time/")}
+
+
+def tell_again(metrics_file: Path, step: int, sink: Sink) -> None:
+    """Gives a tracker what the file tells of one step."""
+    if metrics_file.exists():
+        for line in map(json.loads, metrics_file.read_text(encoding="utf-8").splitlines()):
+            if line["step"] == step:
+                told = {name: x for name, x in line.items() if name not in ("step", "seconds")}
+                sink.write(step, {name: x for name, x in told.items() if x is not None})
 
 
 def check_trackers(params: TellingParams) -> None:
@@ -322,7 +392,11 @@ class JsonLines:
     """A file to which objects are appended, one a line, each handed to the system at once."""
 
     def __init__(self, path: Path):
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self.open()
+
+    def open(self) -> None:
+        self._file = self._path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
@@ -330,6 +404,21 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _write_whole(path: Path, lines: Iterable[bytes]) -> None:
+    """In one move: never half a file."""
+    part = path.with_suffix(".jsonl.part")
+    with part.open("wb") as new:
+        new.writelines(lines)
+        new.flush()
+        os.fsync(new.fileno())
+    os.replace(part, path)
+
+
+def _plain(value: Any) -> float | int | str | None:
+    """As `_plain_number`; text, such as a digest, stays as it is."""
+    return value if isinstance(value, str) else _plain_number(value)
 
 
 def _plain_number(value: Any) -> float | int | None:
@@ -362,8 +451,16 @@ def _in_words(name: str, value: float) -> str:
     return f"{name} {value:.4g}"
 
 
-def _is_before(line: bytes, step: int) -> bool:
+def _is_before(line: bytes, step: int, *, looked: bool) -> bool:
     try:
-        return line.endswith(b"\n") and json.loads(line)["step"] < step
+        record = json.loads(line)
+        if not looked and record["step"] == step - 1 and _is_of_evaluation(record):
+            return False
+        return line.endswith(b"\n") and record["step"] < step
     except (ValueError, KeyError, TypeError):
         return False
+
+
+def _is_of_evaluation(record: Mapping[str, Any]) -> bool:
+    """Whether a line of either file tells of an evaluation."""
+    return record.get("split") == "eval" or any(name.startswith("eval/") for name in record)

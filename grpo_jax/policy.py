@@ -8,6 +8,7 @@ and in the end a folder of the same kind again.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from grpo_jax import mesh as mesh_lib
 from grpo_jax.models import (
     decode_attention,
     decoder,
+    hf_files,
     hf_weights,
     lora,
     packed_attention,
@@ -101,7 +103,17 @@ def open_policy(params: ModelParams) -> Policy:
     generation_path = folder / "generation_config.json"
     generation_config = registry.read_json(generation_path) if generation_path.is_file() else {}
     end_ids = text.end_ids(tokenizer, generation_config, registry.read_json(folder / "config.json"))
+    if max(end_ids) >= model.spec.vocab_size:
+        raise ValueError(
+            f"{folder} ends completions at ids {list(end_ids)}, the model embeds {model.spec.vocab_size}: correct "
+            "eos_token_id in generation_config.json, or where it is not there in config.json."
+        )
     return Policy(folder, model, shapes, tokenizer, end_ids, num_valid_ids, dtype, attention)
+
+
+def check_weights(policy: Policy) -> None:
+    """Raises FileNotFoundError, ValueError for weight files that are not those of this model; reads headers only."""
+    hf_files.WeightFiles(policy.folder).check(policy.model.spec)
 
 
 def compute_dtype(name: str) -> Any:
@@ -241,6 +253,17 @@ def judged_text(policy: Policy, *, stop_strings: Sequence[str] = (), keep: bool 
         return [stops.cut(completion) for completion in texts] if stops else texts
 
     return decode_text
+
+
+def check_new(folder: str | Path) -> None:
+    """Raises FileExistsError, ValueError for where no folder can be made: known before there is anything to write."""
+    folder = Path(folder)
+    if os.path.lexists(folder):
+        raise FileExistsError(f"{folder} exists; name a new folder with --output.")
+    above = next(path for path in folder.absolute().parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        kind = "may not be written to" if above.is_dir() else "is no folder"
+        raise ValueError(f"{folder} cannot be made: {above} {kind}; name another one with --output.")
 
 
 def export(policy: Policy, params: Any, folder: str | Path, *, dtype: str, shard_gb: float) -> Path:

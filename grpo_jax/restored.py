@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 
 import jax
 
-from grpo_jax import checkpoints, policy, run_folder, settings
+from grpo_jax import json_files, policy, run_folder, settings
 from grpo_jax import mesh as mesh_lib
+from grpo_jax.checkpoint_reading import Reader
 from grpo_jax.learning import train_state
 from grpo_jax.models.decoder import Params
 from grpo_jax.models.lora import whole
@@ -77,6 +77,7 @@ def open_model(path: str, *, compute_dtype: str = "auto") -> Opened:
         opened = policy.open_policy(dataclasses.replace(s.model, compute_dtype=chosen))
         return Opened(opened, policy.parts(opened, s.lora, seed=s.seed), checkpoint)
     opened = policy.open_policy(ModelParams(path, compute_dtype, "none"))
+    policy.check_weights(opened)
     return Opened(opened, Parts(opened.shapes, None, whole, "float32"), None)
 
 
@@ -89,7 +90,8 @@ def is_checkpoint(path: str) -> bool:
 def find_checkpoint(path: str | Path) -> Checkpoint:
     """Reads which run RUN/checkpoints/STEP belongs to.
 
-    Raises: FileNotFoundError if it is no such path; ValueError for a config of another version.
+    Raises: FileNotFoundError if it is no such path; ValueError for a config that is no JSON or of another version,
+    or where the checkpoint does not look whole.
     """
     place = Path(path)
     run, step = place.parent.parent, place.name
@@ -98,18 +100,25 @@ def find_checkpoint(path: str | Path) -> Checkpoint:
             f"{place} is no checkpoint of a run; give one as RUN/checkpoints/STEP, "
             f"with the run's config.json in {run}."
         )
+    config = json_files.read(run / run_folder.CONFIG_FILE)
     try:
-        run_settings = settings.read(json.loads((run / run_folder.CONFIG_FILE).read_text(encoding="utf-8")))
-    except TypeError as error:  # fields that are missing, or that there are no more
+        run_settings = settings.read(config)
+    except (TypeError, ValueError) as error:  # fields that are missing, or that there are no more
         raise ValueError(
             f"{run / run_folder.CONFIG_FILE} was written by another version of grpo_jax: {error}; "
             "export that checkpoint with the version that trained it."
         ) from None
+    Reader(place.parent).read_record(int(step))  # before a model is read
     return Checkpoint(place.parent, int(step), run_settings)
 
 
 def restore_trained(parts: Parts, checkpoint: Checkpoint, *, mesh: jax.sharding.Mesh) -> Params:
     """What a checkpoint holds of the parameters: all, or the adapters; on whatever devices are here."""
+    return restore_state(parts, checkpoint, mesh=mesh).params
+
+
+def restore_state(parts: Parts, checkpoint: Checkpoint, *, mesh: jax.sharding.Mesh) -> train_state.TrainState:
+    """All that a checkpoint holds of the training, on whatever devices are here."""
     s = checkpoint.settings
     tx = train_state.optimizer(s.scaled_optimizer, num_updates=s.num_updates)
     shapes = train_state.shapes(tx, parts.trained)
@@ -118,7 +127,5 @@ def restore_trained(parts: Parts, checkpoint: Checkpoint, *, mesh: jax.sharding.
         shapes,
         mesh_lib.parameter_shardings(mesh, shapes),
     )
-    keeper = checkpoints.Checkpoints(checkpoint.folder, keep=s.checkpoint.save_total_limit)
-    state, _ = keeper.restore(checkpoint.step, places)
-    keeper.close()
-    return state.params
+    state, _ = Reader(checkpoint.folder).restore(checkpoint.step, places)
+    return state

@@ -16,12 +16,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from grpo_jax import distributed
+from grpo_jax import digests, distributed
 from grpo_jax.learning import advantages
 from grpo_jax.rewards.pool import Judge
 from grpo_jax.rewards.registry import RewardSpec
 from grpo_jax.sampling.engine import Engine
-from grpo_jax.structs import OUTCOMES, Attempt, Completion, Judgement, Problem, Rollout
+from grpo_jax.structs import (
+    OUTCOMES,
+    AskedToStop,
+    Attempt,
+    Completion,
+    Judgement,
+    Problem,
+    Rollout,
+    Stopped,
+    never,
+)
 
 DecodeText = Callable[[Sequence[np.ndarray]], list[str]]
 
@@ -36,6 +46,7 @@ class Collector:
         num_generations: completions a problem, G.
         temperature: of sampling; 0: the likeliest token always.
         shaping: what is done to the weighted sum of a row's rewards.
+        stop: asked while it samples and judges.
     """
 
     def __init__(
@@ -47,8 +58,9 @@ class Collector:
         num_generations: int,
         temperature: float,
         shaping: advantages.RewardShaping = advantages.PLAIN,
+        stop: AskedToStop = never,
     ):
-        self.shaping = shaping
+        self.shaping, self.stop = shaping, stop
         self.engine, self.judge, self.decode_text = engine, judge, decode_text
         self.num_generations, self.temperature = num_generations, temperature
 
@@ -66,6 +78,8 @@ class Collector:
             on_progress: called with completions sampled and completions in all.
 
         Returns: the rollout; its metrics carry the names that the console and the logs use.
+
+        Raises: Stopped, in all processes, when any of them was asked to stop.
         """
         started = time.perf_counter()
         texts: dict[tuple[int, int], str] = {}
@@ -85,9 +99,12 @@ class Collector:
             temperature=self.temperature,
             step_key=step_key,
             on_finished=hand_over,
+            stop=self.stop,
         )
         sampled_at = time.perf_counter()
-        judged = self.judge.collect()
+        judged = self.judge.collect(stop=self.stop)
+        if status := distributed.largest([self.stop()])[0]:
+            raise Stopped(status)
         waited = time.perf_counter() - sampled_at
         generations = range(self.num_generations)
         judgements = [[judged[p, g] for g in generations] for p in range(len(problems))]
@@ -102,7 +119,8 @@ class Collector:
         metrics = statistics(table_PGX, rewards_PG, self.judge.specs) | sampled.counters.metrics()
         tasks_P = distributed.gather_texts([problem.task for problem in problems])
         metrics |= task_means(tasks_P, rewards_PG, table_PGX[..., -1])
-        metrics |= column_means(judged.values())
+        in_order = [judgement for group in judgements for judgement in group]  # sums depend on the order
+        metrics |= column_means(in_order)
         metrics |= {"time/sample": sampled_at - started, "time/judge": waited}
         metrics["tokens_per_second"] = metrics["completions/num_tokens"] / metrics["time/sample"]
         metrics["judge/hidden"] = hidden_share(judged.values(), waited, num_workers=self.judge.num_workers)
@@ -185,6 +203,26 @@ def column_means(judgements: Iterable[Judgement]) -> dict[str, float]:
     return {
         f"columns/{name}/mean": float(total / number)
         for name, (total, number) in zip(names, totals_K2, strict=True)
+    }
+
+
+def digests_of(rollout: Rollout) -> dict[str, str]:
+    """`digest/samples` and `digest/rewards`: equal whenever the step's token ids and rewards are.
+
+    Of all processes, and the same however many there are. Every process must call it.
+    """
+    own = [
+        digests.joined(
+            f"{completion.ended} {digests.of_bytes(np.ascontiguousarray(completion.ids, np.int32).tobytes())}"
+            for completion in group
+        )
+        for group in rollout.completions
+    ]
+    rewards = np.ascontiguousarray(rollout.rewards_PGF, np.float32)
+    told = np.where(np.isnan(rewards), np.float32(np.nan), rewards)  # one NaN for all
+    return {
+        "digest/samples": digests.joined(distributed.gather_texts(own)),
+        "digest/rewards": digests.of_bytes(told.tobytes()),
     }
 
 

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from grpo_jax import (
+    alarms,
+    checkpoint_folder,
     checkpoints,
     console,
     distributed,
@@ -23,8 +26,11 @@ from grpo_jax import (
     policy,
     problem_loading,
     resuming,
+    roll_backs,
     run_folder,
     settings_checks,
+    starts,
+    stopping,
 )
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.data import dealing, problems, streams
@@ -40,6 +46,7 @@ from grpo_jax.rollout import Collector
 from grpo_jax.sampling.plan import EngineShape
 from grpo_jax.sampling.weights import SamplingWeights
 from grpo_jax.settings import Settings
+from grpo_jax.structs import AskedToStop
 
 SMALL_MODEL = 20_000_000  # weights
 Teller = metrics.Teller | metrics.SilentTeller  # of the first process | of the others, and early ones
@@ -52,11 +59,13 @@ class Whole:
     step: int  # 0: none yet
     data: dict[str, Any]  # position of the problems after it
     looked: bool  # nothing is owed of the evaluation after it
+    alarms: dict[str, Any] = dataclasses.field(default_factory=dict)  # `Alarms.state` after it
+    roll_backs: int = 0  # how often the run has gone back before it; see `roll_backs.py`
 
 
 @dataclasses.dataclass
 class Run:
-    """The rooms of one run; only `state`, `whole` and, where the reference follows, `ref_params` change."""
+    """The rooms of one run; `state`, `whole`, `evaluated` and, where the reference follows, `ref_params` are replaced."""
 
     settings: Settings
     folder: Path
@@ -76,8 +85,18 @@ class Run:
     frozen: Any  # weights that no update changes; None with full fine-tuning
     ref_params: Any  # None without a KL term, and with LoRA, where the frozen weights are the reference
     mix_reference: Any  # (ref_params, params) -> ref_params; None where the reference stays as it is
-    began_after: int  # the step that this program goes on after, 0 for a new run
+    start: resuming.Start  # where this program began
+    alarms: alarms.Alarms
     whole: Whole  # the last whole step: what a run that is stopped now would keep
+    stopper: stopping.Stopper  # hears what stops the run, and is told when no step is whole
+    # numbers of the evaluation after the last whole step, and the names of all that evaluations have told
+    evaluated: dict[str, float] = dataclasses.field(default_factory=dict)
+    evaluated_names: set[str] = dataclasses.field(default_factory=set)
+
+    @property
+    def began_after(self) -> int:
+        """The step that this program goes on after, 0 for a new run."""
+        return self.start.step
 
 
 def cpu_devices(s: Settings) -> int:
@@ -93,18 +112,33 @@ def cpu_devices(s: Settings) -> int:
     return 0 if here and registry_of_models.read_spec(folder).num_weights <= SMALL_MODEL else 1
 
 
-def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
+def prepare(
+    s: Settings,
+    config: dict[str, Any],
+    *,
+    started_at: float,
+    stopper: stopping.Stopper,
+    teller: Teller | None = None,
+) -> Run:
     """Builds everything. Call once, after `distributed.start`.
+
+    Args:
+        stopper: is told what to close, and gives the folder back, when the run ends.
+        teller: who hears of it; None: the folder's, which is opened.
 
     Raises: ValueError, FileNotFoundError, FileExistsError for what the user can mend.
     """
     mesh, specs = checked(s)
+    settings_checks.check_best(s, saving="checkpoint", evaluating="evaluation")
     folder = Path(s.output_dir)
-    run_folder.check_folder(folder, config)
+    changes = resuming.check(folder, config, s)
     opened = policy.open_policy(s.model)
     settings_checks.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
     settings_checks.check_sampling(s, opened, platform=mesh.devices.flat[0].platform)
+    policy.check_weights(opened)
     judge, said = make_judge(s, specs), metrics.EarlyTeller(silent=not distributed.is_first())
+    if teller:
+        said.hand_on(teller)
     said.tell_message(
         f"devices: {len(jax.devices())} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}"
     )
@@ -114,16 +148,21 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
         s, opened, said, accept=lambda found: problem_loading.golds_read(judge, found)
     )
     use_compilation_cache(s.compilation_cache)
-    run_folder.write_config(folder, config)
-    keeper = checkpoints.Checkpoints(folder / run_folder.CHECKPOINTS, keep=s.checkpoint.save_total_limit)
-    done = resuming.last_step(keeper)
-    teller = open_teller(folder, s, config, first_step=done + 1 if done else 0, started_at=started_at)
+    own(folder, stopper)
+    write_config(folder, config, changes, s)
+    keeper = make_keeper(s, folder)
+    roll_backs.finish(folder, keeper)
+    start = resuming.begin(keeper, folder, s, changes, last=s.max_steps)
+    teller = teller or open_teller(folder, s, config, start, started_at=started_at)
+    stoppable(stopper, teller)
     said.hand_on(teller)
     prompt_columns = min(rounded_up(longest), s.data.max_prompt_length)
     parts = policy.parts(opened, s.lora, seed=s.seed)
     weights = sampling_weights(s, mesh, opened, parts)
     state, frozen, ref_params, learner = make_learning(s, mesh, opened, parts, teller)
-    collector, evaluator = make_collectors(s, mesh, opened, weights, judge, prompt_columns)
+    collector, evaluator = make_collectors(
+        s, mesh, opened, weights, judge, prompt_columns, stop=lambda: stopper.asked
+    )
     teller.tell_message(collector.engine.plan.describe())
     run = Run(
         settings=s,
@@ -146,11 +185,28 @@ def prepare(s: Settings, config: dict[str, Any], *, started_at: float) -> Run:
         mix_reference=train_state.reference_mixer(ref_params, alpha=s.grpo.ref_model_mixup_alpha)
         if s.grpo.ref_model_sync_steps
         else None,
-        began_after=done,
+        start=start,
+        alarms=alarms.Alarms(limits_of_alarms(s, opened)),
         whole=Whole(0, problem_batches.get_state(), looked=False),
+        stopper=stopper,
     )
     judge.self_test()
+    if distributed.is_first():
+        starts.record(folder, starts.present(mesh, config), after=start.step)
     return run
+
+
+def own(folder: Path, stopper: stopping.Stopper) -> None:
+    """Takes the run's folder until the run ends. Raises: ValueError as `run_folder.claim`."""
+    if lock := run_folder.claim(folder):
+        stopper.endings.append(lock.release)
+    stopper.checkpoints = folder / run_folder.CHECKPOINTS
+
+
+def stoppable(stopper: stopping.Stopper, teller: Teller) -> None:
+    """A run that is stopped gives the terminal back before its last line, and the folder at the very end."""
+    stopper.endings.insert(0, teller.finish)
+    stopper.say_by(teller.tell_message)
 
 
 def checked(s: Settings) -> tuple[jax.sharding.Mesh, tuple[registry.RewardSpec, ...]]:
@@ -175,6 +231,30 @@ def make_judge(s: Settings, specs: Sequence[registry.RewardSpec]) -> Judge:
     )
 
 
+def make_keeper(s: Settings, folder: Path) -> checkpoints.Checkpoints:
+    """The run's checkpoints; removes what killed saves have left."""
+    keeping = s.checkpoint
+    retention = checkpoints.Retention(
+        save_total_limit=keeping.save_total_limit,
+        keep_every_steps=keeping.keep_every_steps,
+        metric_for_best_model=keeping.best_metric,
+        greater_is_better=keeping.greater_is_better,
+    )
+    return checkpoints.Checkpoints(folder / run_folder.CHECKPOINTS, retention=retention)
+
+
+def limits_of_alarms(s: Settings, opened: policy.Policy) -> alarms.AlarmParams:
+    """The config's, and what follows from how the run computes and compares rewards."""
+    limits = s.alarms
+    if limits.gap_limit < 0:
+        exact = jax.default_backend() == "cpu" and opened.dtype == jnp.float32
+        exact = exact and s.rollout.sampling_weights == "compute" and not (s.lora.r and s.lora.lora_dropout)
+        limits = dataclasses.replace(limits, gap_limit=alarms.EXACT_GAP if exact else alarms.ROUNDED_GAP)
+    if s.advantages.advantage_estimator in ("batch_mean", "none"):  # groups of equal rewards teach too
+        limits = dataclasses.replace(limits, no_signal_steps=0)
+    return limits
+
+
 def rounded_up(length: int) -> int:
     """To columns that are quick to read."""
     return -(-length // 16) * 16
@@ -187,12 +267,18 @@ def use_compilation_cache(folder: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+def write_config(folder: Path, config: dict[str, Any], changes: run_folder.Changes, s: Settings) -> None:
+    """Writes config.json; where what counts has changed, the one so far stays beside it."""
+    step = resuming.choose(checkpoint_folder.steps(folder / run_folder.CHECKPOINTS), folder, s)
+    run_folder.write_config(folder, config, keep_as=resuming.kept_config(changes, step))
+
+
 def open_teller(
     folder: Path,
     s: Settings,
     config: dict[str, Any],
+    start: resuming.Start,
     *,
-    first_step: int,
     started_at: float,
     table: console.Table = console.GRPO_TABLE,
 ) -> Teller:
@@ -204,7 +290,8 @@ def open_teller(
         num_steps=s.max_steps,
         config=config,
         started_at=started_at,
-        first_step=first_step,
+        first_step=start.step + 1 if start.step else 0,
+        looked=start.looked,
         table=table,
     )
 
@@ -216,6 +303,8 @@ def make_collectors(
     weights: SamplingWeights,
     judge: Judge,
     prompt_columns: int,
+    *,
+    stop: AskedToStop,
 ) -> tuple[Collector, Collector]:
     """One of training and one of evaluation; they share the sampler, its programs and the judge.
 
@@ -243,6 +332,7 @@ def make_collectors(
             num_generations=num_generations,
             temperature=temperature,
             shaping=s.advantages.shaping,
+            stop=stop,
         )
 
     return (

@@ -11,6 +11,8 @@ import dataclasses
 from typing import Any
 
 from grpo_jax import mesh as mesh_lib
+from grpo_jax import notices
+from grpo_jax.alarms import AlarmParams
 from grpo_jax.data import tasks
 from grpo_jax.data.data_params import DataParams
 from grpo_jax.distributed import DistributedParams
@@ -137,9 +139,40 @@ class CheckpointParams:
     """What is kept; see `checkpoints.py`."""
 
     save_steps: int  # every so many steps, and at the end; 0: only at the end
+    save_seconds: float  # also when so many seconds have passed since the last one; 0: never
     save_total_limit: int  # newest checkpoints kept
+    keep_every_steps: int  # also those of every so many steps; 0: none
+    metric_for_best_model: (
+        str  # also the best by this number of an evaluation, with or without "eval/"; "": none
+    )
+    greater_is_better: bool
+    resume: str  # one of `settings_checks.RESUMES`
+    resume_step: int  # the step to go on after; -1: the newest
+    accept_changes: str  # fields, comma-separated, and "data", that may differ when a run goes on
     export_dtype: str  # of final/: "auto" (as the model came), "float32", "bfloat16", "float16"
     export_shard_gb: float  # gigabytes of one weight file at most
+
+    @property
+    def best_metric(self) -> str:
+        """`metric_for_best_model` as evaluations tell it; "" for none."""
+        name = self.metric_for_best_model
+        return f"eval/{name}" if name and not name.startswith("eval/") else name
+
+    grace_seconds: float  # from a signal that stops the run to its end at the latest; see `stopping.py`
+    preemption_notice: str  # key of `notices.NOTICES`
+    export_dtype: str  # of final/: "auto" (as the model came), "float32", "bfloat16", "float16"
+    export_shard_gb: float  # gigabytes of one weight file at most
+
+    def __post_init__(self):
+        if not self.grace_seconds > 0:
+            raise ValueError(
+                f"config.checkpoint.grace_seconds must be above 0 seconds; got {self.grace_seconds}."
+            )
+        if self.preemption_notice not in notices.NOTICES:
+            raise ValueError(
+                f"config.checkpoint.preemption_notice is {self.preemption_notice!r}; known are "
+                f"{', '.join(notices.NOTICES)}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +195,7 @@ class Settings:
     sft: SFTParams
     checkpoint: CheckpointParams
     evaluation: EvaluationParams
+    alarms: AlarmParams
     telling: TellingParams
 
     @property
@@ -288,6 +322,7 @@ SECTIONS: dict[str, type] = {
     "sft": SFTParams,
     "checkpoint": CheckpointParams,
     "evaluation": EvaluationParams,
+    "alarms": AlarmParams,
     "telling": TellingParams,
 }
 

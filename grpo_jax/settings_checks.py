@@ -20,6 +20,7 @@ from grpo_jax.rewards.registry import RewardSpec
 from grpo_jax.sampling import token_choice
 from grpo_jax.settings import Settings
 
+RESUMES = ("auto", "must", "never")  # where there is a checkpoint go on, else begin; or an error instead
 MOST_SEED = 2**31 - 1
 MOST_LEARNING_RATE = 1.0  # AdamW moves every weight by about so much: a lost minus, as in 1e6, is above it
 
@@ -36,6 +37,7 @@ def check(settings: Settings, *, num_processes: int) -> None:
     _check_lora(settings.lora)
     _check_finite(settings)
     _check_rows(settings, num_processes=num_processes)
+    _check_alarms(settings)
 
 
 def check_model(settings: Settings, spec: ModelSpec, *, tensor: int) -> None:
@@ -92,6 +94,7 @@ def check_supervised(settings: Settings, spec: ModelSpec, *, num_processes: int)
             f"config.sft.num_rows is {settings.sft.num_rows}, which {num_processes} processes cannot share; "
             f"set a multiple of {num_processes}."
         )
+    check_best(settings, saving="sft", evaluating="sft")
 
 
 def _check_length(settings: Settings, field: str, answer: int, spec: ModelSpec) -> None:
@@ -101,6 +104,22 @@ def _check_length(settings: Settings, field: str, answer: int, spec: ModelSpec) 
         raise ValueError(
             f"config.data.max_prompt_length {prompt} + config.{field} {answer} = {prompt + answer} tokens; "
             f"the model has {room} positions. Set {_shorter(prompt, answer, room, field.rpartition('.')[2])}."
+        )
+
+
+def check_best(settings: Settings, *, saving: str, evaluating: str) -> None:
+    """Raises ValueError where a checkpoint may lack the number that the best one is chosen by.
+
+    Args:
+        saving: the section that has `save_steps`; `evaluating`: that which has `eval_steps`.
+    """
+    name, save_steps = settings.checkpoint.metric_for_best_model, getattr(settings, saving).save_steps
+    eval_steps = getattr(settings, evaluating).eval_steps
+    if name and (not save_steps or not eval_steps or save_steps % eval_steps):
+        raise ValueError(
+            f"config.checkpoint.metric_for_best_model is {name!r}, so every checkpoint needs an evaluation of its step; "
+            f"got config.{saving}.save_steps {save_steps} and config.{evaluating}.eval_steps {eval_steps}. Set the first "
+            'to a multiple of the second, both above 0, or config.checkpoint.metric_for_best_model="".'
         )
 
 
@@ -201,7 +220,10 @@ def _check_ranges(settings: Settings) -> None:
         "sft.eval_steps": (settings.sft.eval_steps, 0),
         "sft.save_steps": (settings.sft.save_steps, 0),
         "checkpoint.save_steps": (settings.checkpoint.save_steps, 0),
+        "checkpoint.save_seconds": (settings.checkpoint.save_seconds, 0),
         "checkpoint.save_total_limit": (settings.checkpoint.save_total_limit, 1),
+        "checkpoint.resume_step": (settings.checkpoint.resume_step, -1),
+        "checkpoint.keep_every_steps": (settings.checkpoint.keep_every_steps, 0),
         "evaluation.eval_steps": (settings.evaluation.eval_steps, 0),
         "evaluation.num_generations": (settings.evaluation.num_generations, 1),
         "evaluation.temperature": (settings.evaluation.temperature, 0),
@@ -256,6 +278,7 @@ def _check_names(settings: Settings) -> None:
         "optimizer.lr_scheduler_type": (settings.optimizer.lr_scheduler_type, SCHEDULES),
         "sft.lr_scheduler_type": (settings.sft.lr_scheduler_type, SCHEDULES),
         "optimizer.mu_dtype": (settings.optimizer.mu_dtype, MU_DTYPES),
+        "checkpoint.resume": (settings.checkpoint.resume, RESUMES),
         "checkpoint.export_dtype": (settings.checkpoint.export_dtype, ("auto", *EXPORT_DTYPES)),
     }
     for name, (value, names) in known.items():
@@ -350,6 +373,24 @@ def _check_rows(settings: Settings, *, num_processes: int) -> None:
             f"set config.rollout.num_prompts to a multiple of "
             f"{_smallest_prompts(rollout.num_generations, divisor, num_processes)}."
         )
+
+
+def _check_alarms(settings: Settings) -> None:
+    """Of the checkpoints that are kept, one must be from before the steps that raise an alarm."""
+    limits, keeping = settings.alarms, settings.checkpoint
+    streaks = {
+        "zero_reward": (limits.zero_reward, limits.zero_reward_steps),
+        "no_signal": (limits.no_signal, limits.no_signal_steps),
+        "clipped": (limits.clipped, limits.clipped_steps),
+    }
+    for name, (action, steps) in streaks.items():
+        meanwhile = -(-(steps - 1) // keeping.save_steps) if steps and keeping.save_steps else 0
+        if action != "warn" and keeping.save_total_limit <= meanwhile and not keeping.keep_every_steps:
+            raise ValueError(
+                f"config.alarms.{name} is {action!r} after {steps} steps in a row, in which {meanwhile} checkpoints "
+                f"may be saved; config.checkpoint.save_total_limit {keeping.save_total_limit} would keep none from "
+                f"before them. Set it to {meanwhile + 1}, or config.checkpoint.save_steps higher."
+            )
 
 
 def _shorter(prompt: int, answer: int, room: int, name: str) -> str:

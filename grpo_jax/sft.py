@@ -15,16 +15,21 @@ from __future__ import annotations
 
 import time
 
+from grpo_jax import command_line
+
 STARTED_AT = time.time()  # before the other imports: `seconds` in metrics.jsonl counts from here
+if __name__ == "__main__":
+    command_line.end_on_signals()  # those imports take seconds
 
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from grpo_jax import command_line, compilations, distributed, keeping, run, run_folder, settings, watch
+from grpo_jax import compilations, distributed, keeping, run, run_folder, settings, stopping, watch
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.keeping import is_time
 from grpo_jax.learning import train_state
@@ -40,31 +45,35 @@ def main(arguments: Sequence[str]) -> None:
     config = command_line.read_config(arguments, program="grpo_jax.sft")
     s = settings.read(config)
     mesh_lib.use_cpu_devices(run.cpu_devices(s))
-    distributed.start(s.distributed)
-    with watch.together() as before_end:
-        this, answers, learner = prepare(s, config, started_at=STARTED_AT)
-        before_end.append(this.teller.finish)
-        with this.judge, this.teller:
-            keeping.restore(this)
-            teach(this, answers, learner)
-            keeping.finish(this)
+    kept = s.checkpoint
+    with stopping.Stopper(grace_seconds=kept.grace_seconds, notice=kept.preemption_notice) as stopper:
+        distributed.start(s.distributed)
+        with watch.together(stopper):
+            this, answers, learner = prepare(s, config, started_at=STARTED_AT, stopper=stopper)
+            with this.judge, this.teller:
+                keeping.restore(this)
+                teach(this, answers, learner)
+                keeping.finish(this)
 
 
 def teach(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> None:
     """The loop, from the first step that is not yet done to the last."""
     s, compiled = this.settings, compilations.Counter()
-    if this.whole.step == 0:
+    if this.whole.step == 0 or this.start.may_deal_anew:
         write_record(this, answers)
     if keeping.owes_evaluation(this, every=s.sft.eval_steps):
         evaluate(this, answers, learner)
     while this.whole.step < s.max_steps:
         step, before = this.whole.step + 1, compiled.total
-        learned = take_step(this, answers, learner, step)
-        this.teller.tell_step(step, learned | {"compilations": compiled.total - before})
-        keeping.mark_whole(this, step)
+        with this.stopper.undivided(late=True):  # from the first change of the state on
+            learned = take_step(this, answers, learner, step)
+            this.teller.tell_step(step, learned | {"compilations": compiled.total - before})
+            if keeping.heed(this, step, learned):
+                continue
+            keeping.mark_whole(this, step)
         if is_time(step, every=s.sft.eval_steps, last=s.max_steps):
             evaluate(this, answers, learner)
-        if is_time(step, every=s.sft.save_steps, last=s.max_steps):
+        if keeping.owes_checkpoint(this, every=s.sft.save_steps):
             keeping.keep(this)
 
 
@@ -77,18 +86,14 @@ def evaluate(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> N
     keeping.mark_looked(this)
 
 
-def take_step(this: Run, answers: WorkedAnswers, learner: SupervisedLearner, step: int) -> dict[str, float]:
+def take_step(this: Run, answers: WorkedAnswers, learner: SupervisedLearner, step: int) -> dict[str, Any]:
     """One update; replaces the run's state."""
     s, started = this.settings, time.perf_counter()
     rows = [answers.rows[problem.index] for problem in next(this.problem_batches)]
     taken = time.perf_counter()
-    this.state, learned = learner.learn(this.state, rows, frozen=this.frozen)
-    if not np.isfinite([learned["loss"], learned["grad_norm"]]).all():
-        raise RuntimeError(
-            f"the loss is {learned['loss']}, the gradient's norm {learned['grad_norm']}: not finite. The last "
-            f"checkpoint is of step {this.keeper.latest_step()} in {this.keeper.folder}. "
-            "Lower config.sft.learning_rate."
-        )
+    this.state, learned = learner.learn(
+        this.state, rows, frozen=this.frozen, before_change=this.stopper.begin_change
+    )
     rate = train_state.schedule(s.scaled_optimizer, num_updates=s.num_updates)
     ended = time.perf_counter()
     return learned | {
@@ -103,11 +108,12 @@ def take_step(this: Run, answers: WorkedAnswers, learner: SupervisedLearner, ste
 def validate(this: Run, answers: WorkedAnswers, learner: SupervisedLearner, *, step: int) -> None:
     """Tells the loss on the worked answers that are kept for it."""
     if not answers.validation:
-        return
+        return keeping.mark_evaluated(this, {})
     mine = answers.validation[jax.process_index() :: jax.process_count()]
     rows = [answers.rows[problem.index] for problem in mine]
     loss = learner.loss(this.state.params, rows, frozen=this.frozen)
     this.teller.tell_evaluation(step, {"eval/loss": loss})
+    keeping.mark_evaluated(this, {"eval/loss": loss})
 
 
 def write_record(this: Run, answers: WorkedAnswers) -> None:

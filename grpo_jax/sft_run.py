@@ -7,7 +7,7 @@ are, which is known when the data is.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,15 @@ from grpo_jax import (
     policy,
     problem_loading,
     resuming,
+    roll_backs,
     run,
     run_folder,
     settings_checks,
+    starts,
     worked_answers,
 )
 from grpo_jax import mesh as mesh_lib
+from grpo_jax.alarms import Alarms
 from grpo_jax.data import dealing, problem_sets
 from grpo_jax.data.problems import ProblemSet, all_problems
 from grpo_jax.learning import supervised, train_state
@@ -35,13 +38,14 @@ from grpo_jax.models import packed_attention
 from grpo_jax.rewards.pool import Judge
 from grpo_jax.run import Run
 from grpo_jax.settings import Settings
+from grpo_jax.stopping import Stopper
 from grpo_jax.worked_answers import WorkedAnswers
 
 MAX_SHOWN_CHARACTERS = 1_200  # of a response
 
 
 def prepare(
-    s: Settings, config: dict[str, Any], *, started_at: float
+    s: Settings, config: dict[str, Any], *, started_at: float, stopper: Stopper
 ) -> tuple[Run, WorkedAnswers, SupervisedLearner]:
     """Builds everything, cheapest checks first, as `run.prepare` does.
 
@@ -50,11 +54,12 @@ def prepare(
     mesh, specs = run.checked(s)
     folder = Path(s.supervised_dir)
     run_folder.check_place(str(folder), "config.sft.output_dir")
-    run_folder.check_folder(folder, config, free=may_change(s), supervised=True)
+    changes = resuming.check(folder, config, s, free=may_change(s), supervised=True)
     opened = policy.open_policy(s.model)
     settings_checks.check_model(s, opened.model.spec, tensor=mesh.shape["tensor"])
     settings_checks.check_supervised(s, opened.model.spec, num_processes=jax.process_count())
     settings_checks.check_sampling(s, opened, platform=mesh.devices.flat[0].platform)
+    policy.check_weights(opened)
     run.use_compilation_cache(s.compilation_cache)
     judge = run.make_judge(s, specs)
     said = metrics.EarlyTeller(silent=not distributed.is_first())
@@ -63,19 +68,21 @@ def prepare(
         s, opened, said, accept=lambda found: problem_loading.golds_read(judge, found)
     )
     answers = read_answers(s, opened, sets)
-    check_record(folder, answers)
+    check_record(folder, answers, accept=resuming.accepted(s))
     s = s.supervised(s.sft.num_updates(len(answers.problems)))
-    run_folder.write_config(folder, config)
-    keeper = checkpoints.Checkpoints(folder / run_folder.CHECKPOINTS, keep=s.checkpoint.save_total_limit)
-    done = resuming.last_step(keeper)
-    first = done + 1 if done else 0
-    teller = run.open_teller(
-        folder, s, config, first_step=first, started_at=started_at, table=console.SFT_TABLE
-    )
+    run.own(folder, stopper)
+    run.write_config(folder, config, changes, s)
+    keeper = run.make_keeper(s, folder)
+    roll_backs.finish(folder, keeper)
+    start = resuming.begin(keeper, folder, s, changes, last=s.max_steps)
+    teller = run.open_teller(folder, s, config, start, started_at=started_at, table=console.SFT_TABLE)
+    run.stoppable(stopper, teller)
     for sentence in (answers.summary(), first_row(answers, opened)):
         teller.tell_message(sentence)
-    this, learner = build(s, mesh, opened, answers, held_out, judge, keeper, teller)
+    this, learner = build(s, mesh, opened, answers, held_out, judge, keeper, teller, start, stopper)
     judge.self_test()
+    if distributed.is_first():
+        starts.record(folder, starts.present(mesh, config), after=start.step)
     return this, answers, learner
 
 
@@ -88,6 +95,8 @@ def build(
     judge: Judge,
     keeper: checkpoints.Checkpoints,
     teller: run.Teller,
+    start: resuming.Start,
+    stopper: Stopper,
 ) -> tuple[Run, SupervisedLearner]:
     """Weights, state and programs of a new run."""
     parts = policy.parts(opened, s.lora, seed=s.seed)
@@ -102,7 +111,9 @@ def build(
     weights = run.sampling_weights(s, mesh, opened, parts)
     longest = max(len(problem.prompt_ids) for problem in (*answers.problems, *all_problems(held_out)))
     prompt_columns = min(run.rounded_up(longest), s.data.max_prompt_length)
-    collector, evaluator = run.make_collectors(s, mesh, opened, weights, judge, prompt_columns)
+    collector, evaluator = run.make_collectors(
+        s, mesh, opened, weights, judge, prompt_columns, stop=lambda: stopper.asked
+    )
     problem_batches = dealing.problem_batches(
         answers.sets,
         num_prompts=s.sft.num_rows,
@@ -129,8 +140,11 @@ def build(
         frozen=frozen,
         ref_params=None,
         mix_reference=None,
-        began_after=resuming.last_step(keeper),
+        start=start,
+        # of the others, rewards and a sampler are missing, and learned answers have little entropy
+        alarms=Alarms(s.alarms, watched={"non_finite"}, learning_rate="config.sft.learning_rate"),
         whole=run.Whole(0, problem_batches.get_state(), looked=False),
+        stopper=stopper,
     )
     return this, learner
 
@@ -201,11 +215,18 @@ def may_change(s: Settings) -> set[str]:
     return free
 
 
-def check_record(folder: Path, answers: WorkedAnswers) -> None:
-    """Raises ValueError if the folder's run learns other answers: what a file says may have changed."""
+def check_record(folder: Path, answers: WorkedAnswers, *, accept: Collection[str] = ()) -> None:
+    """Raises ValueError if the folder's run learns other answers: what a file says may have changed.
+
+    Args:
+        accept: what may differ; other answers may where that decides them.
+    """
     path = folder / run_folder.SUPERVISED_FILE
-    if run_folder.has_begun(folder) and json.loads(path.read_text())["digest"] != answers.digest():
+    if resuming.decide_data(accept) or not run_folder.has_begun(folder):
+        return
+    if json.loads(path.read_text())["digest"] != answers.digest():
         raise ValueError(
             f"the worked answers are not those that the run in {folder} learns, though the config is the same. "
-            "Restore the data, or set config.sft.output_dir to a new folder."
+            "Restore the data, or set config.sft.output_dir to a new folder, or go on all the same with "
+            "--config.checkpoint.accept_changes=data."
         )

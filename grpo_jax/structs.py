@@ -17,7 +17,7 @@ Shape letters of the whole project:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,6 +106,27 @@ class Rollout:
     rewards_PGF: Any = (
         None  # float32, of each reward function, unweighted, NaN where it said nothing; None: unjudged
     )
+
+
+class Stopped(BaseException):
+    """All processes have agreed to stop here; no `Exception`, so that nothing on the way takes it for an error.
+
+    Args:
+        status: the exit status that they end with.
+    """
+
+    def __init__(self, status: int):
+        super().__init__(status)
+        self.status = status
+
+
+AskedToStop = Callable[[], int]
+"""The exit status that this process was asked to end with; 0: none. Processes agree on it between them."""
+
+
+def never() -> int:
+    """An `AskedToStop` of what nobody stops."""
+    return 0
 
 
 class TrainBatch(NamedTuple):

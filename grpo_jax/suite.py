@@ -119,20 +119,23 @@ def folder_of(output: Path, name: str, *, num_tasks: int) -> Path:
     return output if num_tasks == 1 else output / evaluation_folder.plain_name(name)
 
 
-def make_sampler(
-    opened: Opened, sets: Sequence[EvaluatedSet], params: SamplingParams, *, mesh: jax.sharding.Mesh
-) -> Sampler:
-    """Loads the weights and builds one sampler for all sets.
-
-    Raises: ValueError where the model has no room for the longest prompt and completion.
-    """
+def longest_prompt(opened: Opened, sets: Sequence[EvaluatedSet], params: SamplingParams) -> int:
+    """Tokens. Raises: ValueError where the model has no room for the longest prompt and completion."""
     longest = max(len(problem.prompt_ids) for found in sets for problem in found.problems)
     room = opened.policy.model.spec.max_position_embeddings - longest
     if params.max_completion_length > room:
         raise ValueError(
-            f"The longest prompt has {longest} tokens, which leaves {room} positions for the completion; "
-            f"got --max-completion-length {params.max_completion_length}."
+            f"The longest prompt has {longest} tokens, which leaves {room} positions for the completion; got "
+            f"--max-completion-length {params.max_completion_length}. Set that to at most {room}."
         )
+    return longest
+
+
+def make_sampler(
+    opened: Opened, sets: Sequence[EvaluatedSet], params: SamplingParams, *, mesh: jax.sharding.Mesh
+) -> Sampler:
+    """Loads the weights and builds one sampler for all sets, which `longest_prompt` has looked at."""
+    longest = longest_prompt(opened, sets, params)
     weights = SamplingWeights(
         opened.policy.model,
         mesh=mesh,

@@ -8,17 +8,17 @@ code that a tokenizer brings along is not loaded.
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import shutil
+import threading
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grpo_jax import hub
+from grpo_jax import hub, json_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +33,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+TEMPLATE_S = 3.0  # for the chat template's first rendering, of one message; a good one takes milliseconds
 PROBE = "Tom has 47 apples.\n  He pays $1.50 (2 coins), buys 35 more: how many?\n\n#### x_1 = \\frac{1}{2}"
 
 
@@ -45,14 +46,19 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
 
     Raises:
         FileNotFoundError: no such folder or hub id, or no tokenizer in it.
-        ValueError: a class that this version of `transformers` does not have, or text that does not
-            come back from its ids.
+        ValueError: files that cannot be read, a class that this version of `transformers` does not have, a
+            chat template that cannot be rendered, or text that does not come back from its ids.
     """
     folder = tokenizer_folder(source)
-    tokenizer = tokenizer_class(folder).from_pretrained(folder, local_files_only=True)
+    tokenizer = read_tokenizer(folder)
     probe = PROBE
     if tokenizer.chat_template:
-        probe = render_chats(tokenizer, [[{"role": "user", "content": PROBE}]])[0]
+        (probe,) = within(
+            TEMPLATE_S,
+            lambda: render_chats(tokenizer, [[{"role": "user", "content": PROBE}]]),
+            late=f"the chat template of the tokenizer at {str(folder)!r} was not done with one message after "
+            f"{TEMPLATE_S:g} s: it may be without end; mend `chat_template` in its tokenizer_config.json",
+        )
     check_round_trip(tokenizer, [probe])
     return tokenizer
 
@@ -93,11 +99,21 @@ def render_chats(
             add_generation_prompt=True,
             **thinking,
         )
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(
+            f"the chat template of the tokenizer at {tokenizer.name_or_path!r} is broken in its line {error.lineno}: "
+            f"{error.message}; mend `chat_template` in its tokenizer_config.json"
+        ) from error
     except jinja2.TemplateError as error:
         roles = [message["role"] for message in chats[0]]
         raise ValueError(
             f"the chat template refuses the roles {roles}: {error}; where it knows no system role, "
             "put the text into config.data.prompt_template and leave config.data.system_prompt empty"
+        ) from error
+    except Exception as error:  # a template is a program of somebody else's
+        raise ValueError(
+            f"the chat template of the tokenizer at {tokenizer.name_or_path!r} fails: {type(error).__name__}: "
+            f"{error}; mend `chat_template` in its tokenizer_config.json"
         ) from error
 
 
@@ -153,7 +169,7 @@ def end_ids(
         named = model_config.get("eos_token_id")
     listed = list(named) if isinstance(named, list | tuple) else [named]
     found = [index for index in (*listed, tokenizer.eos_token_id) if index is not None]
-    ids = [index for index in found if isinstance(index, int) and index >= 0]
+    ids = [index for index in found if type(index) is int and index >= 0]
     if ids != found or not ids:
         raise ValueError(
             f"end tokens must be at least one id of 0 or more; got {found}; "
@@ -202,6 +218,45 @@ def fetched_from_hub(repository: str) -> pathlib.Path:
         ) from error
 
 
+def read_tokenizer(folder: pathlib.Path) -> PreTrainedTokenizerBase:
+    """Raises: ValueError, naming the file where it can be told, for what the library cannot read."""
+    found = tokenizer_class(folder)
+    try:
+        return found.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of whatever type the library ends in
+        for name in TOKENIZER_FILES:
+            if name.endswith(".json") and (folder / name).is_file():
+                json_files.read(folder / name)
+        raise ValueError(
+            f"the tokenizer in {str(folder)!r} cannot be read: {type(error).__name__}: {str(error)[:300]}; its files, "
+            "tokenizer.json first of all, are damaged or of another version: fetch them again"
+        ) from error
+
+
+def within(seconds: float, function: Callable[[], Any], *, late: str) -> Any:
+    """What a function returns or raises. Raises: ValueError, with `late`, where it takes longer.
+
+    The thread in which it then still runs ends with the process.
+    """
+    ended: list[tuple[Any, BaseException | None]] = []
+
+    def call() -> None:
+        try:
+            ended.append((function(), None))
+        except BaseException as error:
+            ended.append((None, error))
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not ended:
+        raise ValueError(late)
+    result, error = ended[0]
+    if error is not None:
+        raise error
+    return result
+
+
 def tokenizer_class(folder: pathlib.Path) -> type[PreTrainedTokenizerBase]:
     """The class that `tokenizer_config.json` names; the general one where it names none."""
     # Set before the first import: a line about PyTorch, which we do not use, is of no help to users.
@@ -209,7 +264,7 @@ def tokenizer_class(folder: pathlib.Path) -> type[PreTrainedTokenizerBase]:
     import transformers
 
     path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = json_files.read(path) if path.is_file() else {}
     name = str(config.get("tokenizer_class") or "PreTrainedTokenizerFast")
     found = getattr(transformers, name, None) if "Tokenizer" in name else None
     if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedTokenizerBase):

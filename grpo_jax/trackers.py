@@ -26,17 +26,36 @@ class Sink(Closes, Protocol):
 
     def write(self, step: int, metrics: Mapping[str, float | int]) -> None: ...
 
+    def rewind(self, first_step: int) -> None:
+        """Steps from this one on will be told again, with other numbers."""
+        ...
+
 
 class TensorBoard:
     """Scalars for TensorBoard; of an earlier program's steps it shows only those before `first_step`."""
 
     def __init__(self, folder: Path, *, first_step: int):
+        self._folder, self._num_rewound = folder, 0
+        self._open(first_step)
+
+    def _open(self, first_step: int) -> None:
         import tensorboardX
 
+        # Files are named by the second: two of the same second need something that tells them apart.
+        suffix = f".{self._num_rewound}" if self._num_rewound else ""
         # The writer hands events to a thread; a longer queue keeps the trainer from waiting for it.
         self._writer = tensorboardX.SummaryWriter(
-            str(folder), purge_step=first_step, max_queue=1000, flush_secs=5
+            str(self._folder),
+            purge_step=first_step,
+            max_queue=1000,
+            flush_secs=5,
+            filename_suffix=suffix,
         )
+
+    def rewind(self, first_step: int) -> None:
+        self._writer.close()
+        self._num_rewound += 1
+        self._open(first_step)
 
     def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
         for name, value in metrics.items():
@@ -69,6 +88,9 @@ class Wandb:
     def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
         self._run.log(dict(metrics), step=step)
 
+    def rewind(self, first_step: int) -> None:
+        """Nothing: it keeps what it was told and takes no step twice, only those that lie further on."""
+
     def close(self) -> None:
         self._run.finish()
 
@@ -85,6 +107,9 @@ class Trackio:
 
     def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
         self._run.log(dict(metrics), step=step)
+
+    def rewind(self, first_step: int) -> None:
+        """Nothing: it keeps what it was told, and shows both."""
 
     def close(self) -> None:
         with contextlib.redirect_stdout(io.StringIO()):

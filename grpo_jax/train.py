@@ -8,7 +8,7 @@ One step:
     centre  rewards on their group: advantages
     pack    rows into fixed-shape minibatches
     learn   score where needed, then one update a minibatch
-    tell    numbers and samples; then, when it is time, evaluate and save
+    tell    numbers and samples; heed what is alarming in them; then, when it is time, evaluate and save
 
 The same command goes on where a run stopped. At the end OUTPUT_DIR/final is a Hugging Face folder; with LoRA,
 OUTPUT_DIR/final_adapter has the adapters alone, as PEFT reads them.
@@ -18,31 +18,36 @@ from __future__ import annotations
 
 import time
 
+from grpo_jax import command_line
+
 STARTED_AT = time.time()  # before the other imports: `seconds` in metrics.jsonl counts from here
+if __name__ == "__main__":
+    command_line.end_on_signals()  # those imports take seconds
 
 import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 
 from grpo_jax import (
-    command_line,
     compilations,
     distributed,
     dynamic_sampling,
     keeping,
     metrics,
     settings,
+    stopping,
     watch,
 )
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.evaluation import evaluation, evaluation_folder
 from grpo_jax.keeping import is_time
 from grpo_jax.learning import advantages, batches, train_state
-from grpo_jax.rollout import shuffled
+from grpo_jax.rollout import digests_of, shuffled
 from grpo_jax.run import Run, cpu_devices, prepare
 from grpo_jax.structs import Problem, Rollout
 
@@ -55,14 +60,15 @@ def main(arguments: Sequence[str]) -> None:
     config = command_line.read_config(arguments, program="grpo_jax.train")
     run_settings = settings.read(config)
     mesh_lib.use_cpu_devices(cpu_devices(run_settings))
-    distributed.start(run_settings.distributed)
-    with watch.together() as before_end:
-        run = prepare(run_settings, config, started_at=STARTED_AT)
-        before_end.append(run.teller.finish)
-        with run.judge, run.teller:
-            keeping.restore(run)
-            train(run)
-            keeping.finish(run)
+    kept = run_settings.checkpoint
+    with stopping.Stopper(grace_seconds=kept.grace_seconds, notice=kept.preemption_notice) as stopper:
+        distributed.start(run_settings.distributed)
+        with watch.together(stopper):
+            run = prepare(run_settings, config, started_at=STARTED_AT, stopper=stopper)
+            with run.judge, run.teller:
+                keeping.restore(run)
+                train(run)
+                keeping.finish(run)
 
 
 def train(run: Run) -> None:
@@ -74,17 +80,20 @@ def train(run: Run) -> None:
         step = run.whole.step + 1
         started, before = time.perf_counter(), compiled.total
         rollout, advantages_PG = act(run, step)
-        learned = learn(run, rollout, advantages_PG)
-        follow(run, step)
-        learned |= {
-            "time/step": time.perf_counter() - started,
-            "compilations": compiled.total - before,
-        }
-        tell(run, step, rollout, advantages_PG, learned)
-        keeping.mark_whole(run, step)
+        with run.stopper.undivided(late=True):  # from the first change of the state on
+            learned = learn(run, rollout, advantages_PG)
+            follow(run, step)
+            learned |= {
+                "time/step": time.perf_counter() - started,
+                "compilations": compiled.total - before,
+            }
+            tell(run, step, rollout, advantages_PG, learned)
+            if keeping.heed(run, step, rollout.metrics | learned):
+                continue
+            keeping.mark_whole(run, step)
         if is_time(step, every=run.settings.evaluation.eval_steps, last=last):
             look(run, step=step)
-        if is_time(step, every=run.settings.checkpoint.save_steps, last=last):
+        if keeping.owes_checkpoint(run, every=run.settings.checkpoint.save_steps):
             keeping.keep(run)
 
 
@@ -96,7 +105,7 @@ def act(run: Run, step: int) -> tuple[Rollout, np.ndarray]:
 
 def collect(run: Run, problems: list[Problem], step: int) -> Rollout:
     """Act, judge and gather; again for groups without signal, where that is asked for."""
-    key, weights = jax.random.key(run.settings.seed), run.weights(run.state.params, run.frozen)
+    key, weights = sampling_key(run), run.weights(run.state.params, run.frozen)
     step_key = jax.random.fold_in(jax.random.fold_in(key, 0), step)
     rollout = run.collector.collect(weights, problems, step_key=step_key)
     if run.settings.grpo.dynamic_sampling_max_rounds:
@@ -119,6 +128,14 @@ def collect(run: Run, problems: list[Problem], step: int) -> Rollout:
             rollout, rewards_PG=deal(rollout.rewards_PG), rewards_PGF=deal(rollout.rewards_PGF)
         )
     return rollout
+
+
+def sampling_key(run: Run) -> jax.Array:
+    """The key that those of a run's steps come from; after a roll-back other ones, or all would go as it went."""
+    key = jax.random.key(run.settings.seed)
+    if not run.whole.roll_backs:
+        return key
+    return jax.random.fold_in(jax.random.fold_in(key, 3), run.whole.roll_backs)
 
 
 def centre(run: Run, rollout: Rollout, *, kl_PG: np.ndarray | None = None) -> np.ndarray:
@@ -160,7 +177,7 @@ def pack(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> list[batches.
     )
 
 
-def learn(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> dict[str, float]:
+def learn(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> dict[str, Any]:
     """Pack, score and learn; replaces the run's state."""
     started = time.perf_counter()
     run.state, learned = run.learner.learn(
@@ -169,13 +186,8 @@ def learn(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> dict[str, fl
         ref_params=run.ref_params,
         num_iterations=run.settings.grpo.num_iterations,
         frozen=run.frozen,
+        before_change=run.stopper.begin_change,
     )
-    if not np.isfinite([learned["loss"], learned["grad_norm"]]).all():
-        raise RuntimeError(
-            f"the loss is {learned['loss']}, the gradient's norm {learned['grad_norm']}: not finite. The last "
-            f"checkpoint is of step {run.keeper.latest_step()} in {run.keeper.folder}. "
-            "Lower config.optimizer.learning_rate."
-        )
     rate = train_state.schedule(run.settings.scaled_optimizer, num_updates=run.settings.num_updates)
     learned["learning_rate"] = float(np.asarray(rate(int(run.state.num_updates) - 1)))
     learned["time/update"] = time.perf_counter() - started
@@ -188,9 +200,9 @@ def follow(run: Run, step: int) -> None:
         run.ref_params = run.mix_reference(run.ref_params, run.state.params)
 
 
-def tell(run: Run, step: int, rollout: Rollout, advantages_PG: np.ndarray, learned: dict[str, float]) -> None:
+def tell(run: Run, step: int, rollout: Rollout, advantages_PG: np.ndarray, learned: dict[str, Any]) -> None:
     """Numbers of the step, a remark where they would puzzle, and every few steps some samples."""
-    numbers = rollout.metrics | learned
+    numbers: dict[str, Any] = rollout.metrics | digests_of(rollout) | learned
     on_policy = run.settings.grpo.num_iterations * run.settings.grpo.num_minibatches == 1
     notes = [*metrics.step_notes(numbers, on_policy=on_policy)]
     if left := dynamic_sampling.note(numbers, num_groups=len(rollout.rewards_PG)):
@@ -231,6 +243,7 @@ def samples(run: Run, rollout: Rollout, advantages_PG: np.ndarray) -> list[metri
 def look(run: Run, *, step: int) -> None:
     """Evaluates the policy as it is, on each held-out task, and keeps what it answered."""
     if not run.held_out:
+        keeping.mark_evaluated(run, {})
         return keeping.mark_looked(run)
     started = time.perf_counter()
     count = sum(len(found.problems) for found in run.held_out)
@@ -247,8 +260,10 @@ def look(run: Run, *, step: int) -> None:
         evaluation_folder.keep_newest(run.folder / EVALUATION, name, step, result.records)
     timing = {"time/evaluate": time.perf_counter() - started}
     told = evaluation.of_tasks(results) | timing
-    run.teller.tell_evaluation(step, told, samples=[first_sample(record) for record in kept])
-    keeping.mark_looked(run)
+    with run.stopper.undivided():
+        run.teller.tell_evaluation(step, told, samples=[first_sample(record) for record in kept])
+        keeping.mark_evaluated(run, told)
+        keeping.mark_looked(run)
 
 
 def first_sample(record: evaluation.Record) -> metrics.Sample:

@@ -17,41 +17,51 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 from jax._src import distributed as jax_distributed  # the store has no public door
 
-from grpo_jax import distributed
+from grpo_jax import distributed, secret_values
+from grpo_jax.endings import Ended
+from grpo_jax.stopping import Stopper
+from grpo_jax.structs import Stopped
 
 BEAT_S = 2.0
 SILENT_S = 30.0  # without a beat a process counts as gone
 FAREWELL_S = 8.0  # process 0, which keeps the store, stays so long at most for others to read
 ENDED_BY_ANOTHER = 3  # exit status
 _ALIVE, _FAILED, _HEARD = "grpo_jax/alive", "grpo_jax/failed", "grpo_jax/heard"
+_STOPPED = "grpo_jax/stopped"
 # How the runtime's errors begin when a collective lost somebody; they come as several Python types.
 _OTHERS_FAILED = re.compile(
     "(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): "
 )
 
-Ending = list[Callable[[], None]]
-
 
 @contextlib.contextmanager
-def together() -> Iterator[Ending]:
+def together(stopper: Stopper) -> Iterator[None]:
     """Runs the body; whatever ends it early in one process ends all of them.
 
-    Yields: a list; what is put into it is called before another's failure ends this process.
+    Args:
+        stopper: its endings are called before another's failure ends this process; and where one process is
+            asked to stop, all are.
     """
-    before_end: Ending = []
     if jax_distributed.global_state.num_processes == 1:
-        yield before_end
+        yield
         return
-    watch = Watch(before_end)
+    watch = Watch(stopper)
+    stopper.others = watch
     try:
-        yield before_end
+        yield
         watch.finish()
-    except BaseException as error:  # Ctrl-C too
+    except Stopped:  # by all: that is no failure
+        raise
+    except Ended as ending:  # all come here, at the same step: nobody failed
+        ending.add_note(watch.name)
+        watch.finish()
+        raise
+    except BaseException as error:
         error.add_note(watch.name)
         watch.fail(error)
         raise
@@ -60,12 +70,12 @@ def together() -> Iterator[Ending]:
 class Watch:
     """One process's beat, and its eye on the others'."""
 
-    def __init__(self, before_end: Ending):
+    def __init__(self, stopper: Stopper):
         state = jax_distributed.global_state
         assert state.client is not None, "distributed.start comes first"
         self._client, self._address = state.client, str(state.coordinator_address)
         self._me, self._count = state.process_id, state.num_processes
-        self._before_end = before_end
+        self._stopper = stopper
         self._seen = {i: ("", time.monotonic()) for i in range(self._count)}  # last beat, and when
         self._looked_at = time.monotonic()
         self._failing = False  # this process's own failure is being told
@@ -86,11 +96,21 @@ class Watch:
 
     def fail(self, error: BaseException) -> None:
         """Tells all others of this process's error. A broken collective waits for the cause to be known."""
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(secret_values.redacted(str(error)).split()) or type(error).__name__
         if _OTHERS_FAILED.match(text):
             self._ended.wait(SILENT_S + 3 * BEAT_S)  # the watch ends this process when it finds one
         self._failing = True
         self._tell(f"{self.name} failed: {type(error).__name__}: {text}")
+        self._farewell()
+
+    def announce(self, status: int, why: str) -> None:
+        """Asks all others to stop; the first who does is heard."""
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._client.key_value_set(f"{_STOPPED}/first", f"{status} {why} of {self.name}")
+
+    def part(self) -> None:
+        """Returns when this process, which was stopped, may end: process 0 last, since it keeps the store."""
+        self._failing = True  # from now on others may be silent
         self._farewell()
 
     def _watch(self) -> None:
@@ -119,6 +139,9 @@ class Watch:
                     f"process {i} of {self._count} has given no sign of life for {SILENT_S:.0f} s: "
                     "it was killed, or its machine or network is gone"
                 )
+        if told := dict(self._client.key_value_dir_get(_STOPPED)):
+            status, _, why = next(iter(told.values())).partition(" ")
+            self._stopper.ask(int(status), why)
         if (failed := dict(self._client.key_value_dir_get(_FAILED))) and not self._failing:
             self._end(next(iter(failed.values())))
 
@@ -135,7 +158,7 @@ class Watch:
         os._exit(ENDED_BY_ANOTHER)
 
     def _close(self) -> None:
-        for close in self._before_end:
+        for close in self._stopper.endings:
             close()
         sys.stdout.flush()
 
@@ -153,6 +176,11 @@ class Watch:
     def _aborted(self, _: int) -> None:
         """Called while the process aborts: what follows may do little, and must end it."""
         try:
+            if self._stopper.asked:
+                os.write(
+                    2, f"{self.name} ends: all were asked to stop, and another has ended first\n".encode()
+                )
+                os._exit(self._stopper.asked)
             why = "the runtime stopped it, with the message above"
             if self._me and not distributed.answers(self._address):
                 why = f"process 0 of {self._count} is gone: nothing answers at {self._address} any more"

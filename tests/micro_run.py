@@ -23,6 +23,7 @@ SIZES = {
     "head_dim": 16,
 }
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # as users have it
+ENVIRONMENT["PYTHONPATH"] = str(ROOT)  # tools/x.py of this checkout, whichever is installed
 # Times, and what follows from them; and all that begins with time/. All else must be equal in equal runs.
 TIMED = (
     "seconds",
@@ -43,6 +44,7 @@ OVERRIDES = {
     "reward.num_workers": 1,
     # a random model is never right: rewards that differ all the same, so that there is something to learn
     "reward.reward_funcs": f"accuracy,{ROOT / 'tests' / 'micro_reward.py'}:letters",
+    "data.max_problems": 64,
     "evaluation.max_problems": 4,
     "evaluation.eval_steps": 2,
     "checkpoint.save_steps": 2,

@@ -245,4 +245,4 @@ def test_another_pipe_that_breaks_is_told():
 def test_an_interrupt_says_how_to_go_on():
     done = run(program=RAISING.format(error="KeyboardInterrupt"))
     assert done.returncode == 130
-    assert done.stderr == "stopped; the same command goes on from the last checkpoint\n"
+    assert done.stderr == "stopped by SIGINT; the same command goes on or begins again\n"

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,9 @@ SAMPLE = Sample(
 )
 
 
-def open_teller(folder: Path, *, first_step: int = 0, stream: io.StringIO | None = None, **params):
+def open_teller(
+    folder: Path, *, first_step: int = 0, looked: bool = True, stream: io.StringIO | None = None, **params
+):
     return metrics.open_teller(
         folder,
         params=TellingParams(**{"tensorboard": False, **params}),
@@ -36,6 +39,7 @@ def open_teller(folder: Path, *, first_step: int = 0, stream: io.StringIO | None
         config={"seed": 0},
         started_at=time.time() - 100,
         first_step=first_step,
+        looked=looked,
         stream=stream or io.StringIO(),
     )
 
@@ -65,6 +69,17 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path):
         teller.tell_step(1, {"loss": float("nan"), "kl": float("inf"), "reward": float("-inf")})
     (line,) = strict_lines(tmp_path / "metrics.jsonl")
     assert line["loss"] is line["kl"] is line["reward"] is None
+
+
+def test_text_among_the_numbers_goes_to_the_metrics_file_alone(tmp_path):
+    stream, written = io.StringIO(), []
+    with open_teller(tmp_path, stream=stream) as teller:
+        teller._sinks = [types.SimpleNamespace(write=lambda step, numbers: written.append(numbers))]
+        teller.tell_step(1, {"loss": 0.5, "digest/samples": "00ff00ff00ff00ff"})
+    (line,) = strict_lines(tmp_path / "metrics.jsonl")
+    assert line["digest/samples"] == "00ff00ff00ff00ff"
+    assert written == [{"loss": 0.5}]
+    assert "00ff" not in stream.getvalue()
 
 
 def test_an_evaluation_has_its_prefix_once_and_one_console_line(tmp_path):
@@ -137,6 +152,33 @@ def test_a_kill_while_rewinding_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.undo()
     metrics.rewind(tmp_path, 2)  # a half-written file of the first try does not disturb
     assert path.read_text() == '{"step": 1}\n'
+
+
+def test_an_evaluation_that_will_be_told_again_is_removed_with_its_samples(tmp_path):
+    with open_teller(tmp_path) as teller:
+        for step in (1, 2):
+            teller.tell_step(step, {"reward": 0.5})
+            teller.tell_samples(step, [SAMPLE])
+            teller.tell_evaluation(step, {"accuracy": 0.5, "time/evaluate": 1.0}, samples=[SAMPLE])
+    metrics.rewind(tmp_path, 3, looked=True)
+    assert len(strict_lines(tmp_path / "metrics.jsonl")) == len(strict_lines(tmp_path / "samples.jsonl")) == 4
+    metrics.rewind(tmp_path, 3, looked=False)
+    told = [(line["step"], "reward" in line) for line in strict_lines(tmp_path / "metrics.jsonl")]
+    kept = [(line["step"], line["split"]) for line in strict_lines(tmp_path / "samples.jsonl")]
+    assert told == [(1, True), (1, False), (2, True)]
+    assert kept == [(1, "train"), (1, "eval"), (2, "train")]
+
+
+def test_tensorboard_forgets_the_evaluation_and_is_given_its_step_again(tmp_path):
+    with open_teller(tmp_path, tensorboard=True) as teller:
+        teller.tell_step(2, {"reward": 0.5, "loss": float("nan")})
+        teller.tell_evaluation(2, {"accuracy": 0.5})
+    with open_teller(tmp_path, first_step=3, looked=False, tensorboard=True) as teller:
+        teller.tell_evaluation(2, {"accuracy": 0.5})
+    events = read_events(tmp_path / "tensorboard")
+    (purge,) = [i for i, event in enumerate(events) if event.session_log.status == 1 and event.step == 2]
+    after = [(value.tag, event.step) for event in events[purge:] for value in event.summary.value]
+    assert after == [("reward", 2), ("eval/accuracy", 2)]
 
 
 def read_events(folder: Path) -> list:

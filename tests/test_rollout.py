@@ -12,9 +12,17 @@ import pytest
 from grpo_jax.learning import advantages
 from grpo_jax.rewards import registry
 from grpo_jax.rewards.pool import Judge
-from grpo_jax.rollout import Collector, column_means, hidden_share, shuffled, statistics, task_means
+from grpo_jax.rollout import (
+    Collector,
+    column_means,
+    digests_of,
+    hidden_share,
+    shuffled,
+    statistics,
+    task_means,
+)
 from grpo_jax.sampling.weights import SamplingWeights
-from grpo_jax.structs import OUTCOMES, Judgement, Problem
+from grpo_jax.structs import OUTCOMES, Completion, Judgement, Problem, Rollout
 from tests.sampling.small_samplers import make_engine
 
 OWN_REWARD = '''
@@ -174,3 +182,27 @@ def test_each_task_of_a_mixture_has_its_own_means():
     metrics = task_means(["sums", "math", "sums"], rewards_PG, outcome_PG)
     assert metrics == {"reward/sums": 0.75, "accuracy/sums": 0.75, "reward/math": 0.5, "accuracy/math": 0.0}
     assert task_means(["sums"] * 3, rewards_PG, outcome_PG) == {}
+
+
+def test_digests_follow_ids_ends_order_and_rewards_and_nothing_else():
+    def told(ids=((1, 2), (3,)), ended=(True, False), rewards=(1.0, np.nan), logprob=-1.0) -> dict[str, str]:
+        group = [
+            Completion(np.array(own, np.int32), np.full(len(own), logprob, np.float32), ended=end)
+            for own, end in zip(ids, ended, strict=True)
+        ]
+        rewards_PGF = np.array(rewards, np.float32)[None, :, None]
+        return digests_of(Rollout([], [group], [], [], rewards_PGF[..., 0], {}, rewards_PGF))
+
+    def changed(**values) -> set[str]:
+        return {name for name, text in told(**values).items() if text != told()[name]}
+
+    assert changed() == changed(logprob=-2.0) == changed(rewards=(1.0, -np.float32(np.nan))) == set()
+    for samples in (
+        {"ids": ((1, 2), (4,))},
+        {"ids": ((1,), (2, 3))},
+        {"ids": ((3,), (1, 2)), "ended": (False, True)},
+    ):
+        assert changed(**samples) == {"digest/samples"}
+    assert changed(ended=(True, True)) == {"digest/samples"}
+    assert changed(rewards=(np.nan, 1.0)) == {"digest/rewards"}
+    assert all(len(text) == 16 and int(text, 16) >= 0 for text in told().values())

@@ -62,7 +62,8 @@ def test_what_decides_no_number_of_the_run_may_change(tmp_path, config):
         ("rollout", "num_prompts", 4),
         ("optimizer", "learning_rate", 2e-6),
         ("reward", "shuffle_rewards", True),
-        ("mesh", "fsdp", 2),
+        ("model", "compute_dtype", "bfloat16"),
+        ("evaluation", "eval_steps", 3),
     ],
 )
 def test_another_value_of_what_decides_numbers_is_refused_with_both_values(
@@ -74,6 +75,59 @@ def test_another_value_of_what_decides_numbers_is_refused_with_both_values(
         run_folder.check_folder(tmp_path, config)
     assert f"({section}.{field} was {was!r}, is {value!r})" in str(error.value)
     assert "config.output_dir" in str(error.value)
+    assert f"--config.checkpoint.accept_changes={section}.{field}" in str(error.value)
+    assert run_folder.REASONS[section] in str(error.value)
+    changes = run_folder.check_folder(tmp_path, config, accept=[f"{section}.{field}"])
+    assert changes.accepted == (f"{section}.{field}",)
+    assert changes.describe(changes.accepted) == f"{section}.{field} was {was!r}, is {value!r}"
+
+
+def test_what_decides_the_last_digits_only_may_change_and_is_told(tmp_path, config):
+    begun(tmp_path, copy.deepcopy(config))
+    config["mesh"] |= {"data": 2, "fsdp": 4}
+    config["rollout"]["num_slots"] = 4
+    changes = run_folder.check_folder(tmp_path, config)
+    assert changes.rounding == ("mesh.data", "mesh.fsdp", "rollout.num_slots")
+    assert not changes.accepted
+    assert all(run_folder.why_rounded(name) for name in changes.rounding)
+
+
+def test_a_change_beside_an_accepted_one_is_refused_with_both_in_the_switch(tmp_path, config):
+    begun(tmp_path, copy.deepcopy(config))
+    config["grpo"]["beta"], config["seed"] = 0.1, 3
+    with pytest.raises(ValueError, match="seed was 0, is 3") as error:
+        run_folder.check_folder(tmp_path, config, accept=["grpo.beta"])
+    assert "accept_changes=grpo.beta,seed" in str(error.value)
+    assert "grpo.beta was" not in str(error.value)
+
+
+def test_data_accepts_its_whole_section(tmp_path, config):
+    begun(tmp_path, copy.deepcopy(config))
+    config["data"] |= {"max_problems": 7, "task": "gsm8k"}
+    changes = run_folder.check_folder(tmp_path, config, accept=["data"])
+    assert changes.accepted == ("data.max_problems", "data.task")
+
+
+def test_other_sizes_of_the_saved_arrays_cannot_be_accepted(tmp_path, config):
+    begun(tmp_path, copy.deepcopy(config))
+    config["lora"]["r"] = 8
+    with pytest.raises(ValueError, match=r"lora\.r was 0, is 8") as error:
+        run_folder.check_folder(tmp_path, config, accept=["lora.r"])
+    assert "accept_changes" not in str(error.value)
+
+
+def test_a_misspelt_field_in_accept_changes_is_told_with_what_is_near(tmp_path, config):
+    with pytest.raises(ValueError, match=r"'optimizer\.learnin_rate'.*near it are optimizer\.learning_rate"):
+        run_folder.check_folder(tmp_path, config, accept=["optimizer.learnin_rate"])
+
+
+def test_the_config_so_far_stays_under_its_steps_name(tmp_path, config):
+    for seed in (0, 1, 2):
+        run_folder.write_config(
+            tmp_path, config | {"seed": seed}, keep_as="config_until_step_4.json" * (seed > 0)
+        )
+    kept = {path.name: json.loads(path.read_text())["seed"] for path in tmp_path.iterdir()}
+    assert kept == {"config.json": 2, "config_until_step_4.json": 0, "config_until_step_4_2.json": 1}
 
 
 def test_a_supervised_run_and_grpo_do_not_go_on_in_each_others_folders(tmp_path, config):
@@ -131,13 +185,15 @@ def test_the_written_config_is_the_resolved_one(tmp_path, config):
 
 
 def test_changes_are_told_by_field_and_the_many_are_counted():
-    before = {"seed": 0, "grpo": {"a": 1, "b": 2, "c": 3, "gone": 4}}
-    now = {"seed": 1, "grpo": {"a": 1, "b": 0, "c": 0, "new": 5}}
+    before = run_folder.fields({"seed": 0, "grpo": {"a": 1, "b": 2, "c": 3, "gone": 4}})
+    now = run_folder.fields({"seed": 1, "grpo": {"a": 1, "b": 0, "c": 0, "new": 5}})
     assert run_folder.describe_changes(before, now, ["seed"]) == "seed was 0, is 1"
-    assert run_folder.describe_changes(before, now, ["grpo", "seed"]) == (
+    names = ["grpo.b", "grpo.c", "grpo.gone", "grpo.new", "seed"]
+    assert run_folder.describe_changes(before, now, names) == (
         "grpo.b was 2, is 0; grpo.c was 3, is 0; grpo.gone was 4, is None; grpo.new was None, is 5 and 1 more"
     )
 
 
-def test_a_section_that_an_older_version_did_not_have_is_told():
-    assert run_folder.describe_changes({}, {"lora": {"rank": 8}}, ["lora"]) == "lora was None, is {'rank': 8}"
+def test_a_field_that_an_older_version_did_not_have_is_told():
+    now = run_folder.fields({"lora": {"rank": 8}})
+    assert run_folder.describe_changes({}, now, ["lora.rank"]) == "lora.rank was None, is 8"

@@ -66,6 +66,8 @@ def test_the_base_passes_in_one_two_and_eight_processes():
         ("rollout.max_completion_length", 0, 1),
         ("rollout.num_slots", -1, 0),
         ("rollout.window", -1, 0),
+        ("checkpoint.save_seconds", -1.0, 0),
+        ("checkpoint.keep_every_steps", -1, 0),
         ("grpo.epsilon", -0.1, 0),
         ("grpo.epsilon_high", -0.1, 0),
         ("grpo.beta", -0.1, 0),
@@ -395,3 +397,30 @@ def test_fields_that_centring_undoes_are_told():
     assert len(settings_checks.notes(changed(grpo__scale_rewards="group", **shaping))) == 2
     assert len(settings_checks.notes(changed(grpo__scale_rewards="none", **shaping))) == 1
     assert settings_checks.notes(changed(reward__reward_clip=20.0, **shaping)) == []
+
+
+def test_the_best_checkpoint_needs_an_evaluation_of_each():
+    def check_best(**changes: Any) -> None:
+        settings_checks.check_best(changed(**changes), saving="checkpoint", evaluating="evaluation")
+
+    best = {"checkpoint__metric_for_best_model": "accuracy"}
+    check_best()
+    check_best(**best, checkpoint__save_steps=20, evaluation__eval_steps=10)
+    for save_steps, eval_steps in ((0, 10), (20, 0), (15, 10), (10, 20)):
+        numbers = {"checkpoint__save_steps": save_steps, "evaluation__eval_steps": eval_steps}
+        told = (
+            rf"is 'accuracy', .*save_steps {save_steps} and config\.evaluation\.eval_steps {eval_steps}\. Set"
+        )
+        with pytest.raises(ValueError, match=told):
+            check_best(**best, **numbers)
+    with pytest.raises(ValueError, match=r"got config\.sft\.save_steps 0 and config\.sft\.eval_steps 0"):
+        settings_checks.check_supervised(
+            changed(**best, data__max_prompt_length=10, sft__max_response_length=10), SPEC, num_processes=1
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "name"), [("", ""), ("accuracy", "eval/accuracy"), ("eval/math/accuracy", "eval/math/accuracy")]
+)
+def test_the_best_checkpoints_number_may_leave_its_prefix_out(given, name):
+    assert changed(checkpoint__metric_for_best_model=given).checkpoint.best_metric == name

@@ -239,7 +239,7 @@ def test_a_checkpoint_is_evaluated_as_the_run_evaluated_it(short_run, tmp_path):
 
 
 def test_the_default_run_learns_and_shuffled_rewards_do_not(tmp_path, cache):
-    run(tmp_path / "learns", cache)
+    assert "alarm" not in run(tmp_path / "learns", cache)
     looks = [line["eval/accuracy"] for line in lines(tmp_path / "learns") if "eval/accuracy" in line]
     assert looks[0] <= 0.5
     assert looks[-1] >= 0.9

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -150,6 +151,8 @@ def test_one_step_of_two_times_four_devices_is_that_of_eight(tmp_path, cache):
     before_alone, theirs, after_alone = steps(run(tmp_path / "alone", *one_step, devices=8, pair=False))
     for name in ("loss", "grad_norm"):
         assert ours[name] == pytest.approx(theirs[name], rel=1e-5)  # float32 sums in another order
+    for name in ("digest/samples", "digest/rewards"):
+        assert ours[name] == theirs[name]
     for looked, alone in ((before, before_alone), (after, after_alone)):
         told = {name: value for name, value in looked.items() if name.startswith("eval/")}
         # counts go between processes as float32
@@ -172,6 +175,26 @@ def test_when_one_is_killed_the_other_ends_and_the_pair_goes_on_as_if_unbroken(p
     (folder / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir(exist_ok=True)  # a save that a kill has cut
     run(folder, cache, PAIR_ROWS, devices=1, pair=True)
     assert "going on after step 2" in log_of(folder, 0).read_text()
+    for name, tensor in weights(pair_run).items():
+        np.testing.assert_array_equal(weights(folder)[name], tensor)  # bit for bit
+
+
+def test_when_one_is_told_to_stop_both_save_and_the_pair_goes_on_as_if_unbroken(pair_run, tmp_path, cache):
+    folder, told = tmp_path / "stopped", 1
+    only_at_the_end = "--config.checkpoint.save_steps=0"
+    pair = start_pair(folder, cache, PAIR_ROWS, only_at_the_end)
+    wait_for(folder / "metrics.jsonl", pair)
+    while not (folder / "metrics.jsonl").read_text().count("\n") >= 2:
+        time.sleep(0.02)
+    pair[told].send_signal(signal.SIGTERM)
+    assert end(pair, within=ENDS_WITHIN_S) == [143, 143]
+    lines = [log_of(folder, i).read_text().splitlines()[-1] for i in (0, 1)]
+    assert lines[told].startswith("stopped by SIGTERM: step ")
+    assert re.match("stopped by (SIGTERM of process . of 2|a signal to another process)", lines[1 - told])
+    steps_kept = {re.search(r"step (\d+) is kept", line)[1] for line in lines}  # type: ignore[index]
+    assert len(steps_kept) == 1 and not (folder / "lock").exists()
+    run(folder, cache, PAIR_ROWS, only_at_the_end, devices=1, pair=True)
+    assert f"going on after step {steps_kept.pop()}" in log_of(folder, 0).read_text()
     for name, tensor in weights(pair_run).items():
         np.testing.assert_array_equal(weights(folder)[name], tensor)  # bit for bit
 

@@ -16,7 +16,6 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is there
 
@@ -31,13 +30,6 @@ LEAST |= dict.fromkeys(("prompts", "prompt_length", "new_tokens", "steps", "roun
 LEAST |= dict.fromkeys(("generations", "tensor", "fsdp"), 1) | {"items": 1000}
 
 
-class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, as all our programs do."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; {self.prog} --help tells more.")
-
-
 def main(arguments: Sequence[str]) -> None:
     """Parses the command line and runs the command."""
     options = parse(arguments)
@@ -46,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Raises: ValueError for a mistake in the command line, ImportError for a peer that is not installed."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.Parser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_rollout(
         commands.add_parser("rollout", help="completions of prompts, as a training step samples them")

@@ -28,6 +28,10 @@ RUNS = {
 def main(arguments: Sequence[str]) -> None:
     """Parses the command line, runs, draws."""
     options = parse(arguments)
+    if not Path(options.output).absolute().parent.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder for {options.output}; name another picture with --output."
+        )
     series = {}
     for name, overrides in RUNS.items():
         folder = Path(options.runs) / name.replace(" ", "_")
@@ -46,9 +50,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.Parser(description=__doc__)
     parser.add_argument("--runs", default="runs/curves", help="folder of the runs")
     parser.add_argument("--output", default="docs/tiny_curves.svg", help="the picture")
     parser.add_argument("--config", default="configs/tiny.py")

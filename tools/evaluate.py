@@ -35,6 +35,9 @@ DATA_OPTIONS = (  # what is told to `data` and decides the problems
     *("max_prompt_length", "max_problems"),
 )
 
+LEAST = dict.fromkeys(("samples", "chunk", "max_completion_length", "max_prompt_length"), 1)
+LEAST |= dict.fromkeys(("temperature", "top_k", "max_problems", "slots", "workers", "seed"), 0)
+
 
 def main(arguments: Sequence[str]) -> None:
     """Parses the command line, evaluates or compares, writes."""
@@ -50,6 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     mesh_lib.use_cpu_devices(0)
     opened = restored.open_model(options.model, compute_dtype=options.dtype)
     sets = [load_set(name, options, opened.policy.tokenizer) for name in names]
+    suite.longest_prompt(opened, sets, sampling_params(options))  # before judges start and weights are read
     command = f"python tools/evaluate.py {shlex.join(arguments)}"
     with suite.Judges(num_workers=options.workers, timeout_s=options.timeout) as judges:
         sets = [suite.readable(found, judges.of(found), say) for found in sets]
@@ -93,9 +97,7 @@ def evaluate(
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.Parser(description=__doc__)
     parser.add_argument("--model", default="", help="Hugging Face folder, hub id, or RUN/checkpoints/STEP")
     parser.add_argument("--task", default="", help=f"some of {', '.join(tasks.TASKS)}, or file.py:NAME")
     parser.add_argument("--output", default="", help="folder for the results")
@@ -138,10 +140,14 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(
             "an evaluation needs --model DIR, --output DIR, and --task NAME or --data FILE; see --help"
         )
-    for name, least in (("samples", 1), ("chunk", 1), ("max_completion_length", 1), ("temperature", 0)):
+    for name, least in LEAST.items():
         if not getattr(options, name) >= least:
             given = getattr(options, name)
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}; got {given}.")
+    if not 0 < options.top_p <= 1 or not options.timeout > 0:
+        raise ValueError(
+            f"--top-p must be above 0 and at most 1, --timeout above 0 seconds; got {options.top_p} and {options.timeout}."
+        )
 
 
 def task_names(options: argparse.Namespace) -> list[str]:

@@ -16,11 +16,13 @@ import jax
 
 from grpo_jax import command_line, policy, restored
 from grpo_jax import mesh as mesh_lib
+from grpo_jax.models import hf_weights
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parses the command line, restores, exports."""
     options = parse(arguments)
+    policy.check_new(options.output)
     checkpoint = restored.find_checkpoint(options.checkpoint)
     mesh_lib.use_cpu_devices(1)
     opened = restored.open_model(options.checkpoint)
@@ -37,13 +39,14 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.Parser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="RUN/checkpoints/STEP")
     parser.add_argument("--output", required=True, help="new folder")
     parser.add_argument(
-        "--dtype", default="", help="float32, bfloat16, float16; as the run's config if not given"
+        "--dtype",
+        default="",
+        choices=("auto", *hf_weights.EXPORT_DTYPES),
+        help="of the weights; as the run's config if not given",
     )
     return parser.parse_args(arguments)
 

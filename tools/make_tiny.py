@@ -34,6 +34,7 @@ from grpo_jax.structs import Problem
 def main(arguments: Sequence[str]) -> None:
     """Parses the command line, trains, exports."""
     options = parse(arguments)
+    policy.check_new(options.output)
     mesh_lib.use_cpu_devices(0)
     with tempfile.TemporaryDirectory() as folder:
         write_untrained_folder(Path(folder), options)
@@ -46,9 +47,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.Parser(description=__doc__)
     parser.add_argument("--output", required=True, help="folder to make")
     parser.add_argument("--steps", type=int, default=1600, help="optimizer updates")
     parser.add_argument("--batch", type=int, default=64, help="demonstrations an update")
@@ -57,7 +56,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hidden", type=int, default=128, help="model width")
     parser.add_argument("--layers", type=int, default=3)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for name in ("steps", "batch", "demonstrations", "hidden", "layers"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} must be 1 or more; got {getattr(options, name)}.")
+    return options
 
 
 def write_untrained_folder(folder: Path, options: argparse.Namespace) -> None:

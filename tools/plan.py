@@ -54,9 +54,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options of the plan, and what is the config's."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_line.Parser(description=__doc__)
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--topology", default="", help="TPU slice: v5e:4x4, v6e:8x8, v5p:2x2x2, ...")
     where.add_argument("--devices", type=int, default=0, help="so many of --chip")

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from grpo_jax import command_line, policy, text
 from grpo_jax import mesh as mesh_lib
-from grpo_jax.models import decoder, registry
+from grpo_jax.models import decoder, hf_weights, registry
 from grpo_jax.models.shapes import SHAPES
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parses the command line, draws the weights, writes the folder."""
     options = parse(arguments)
+    policy.check_new(options.output)
     mesh_lib.use_cpu_devices(1)
     mesh = mesh_lib.create(data=-1, fsdp=1, tensor=1)
     with tempfile.TemporaryDirectory() as folder:
@@ -40,13 +41,13 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.Parser(description=__doc__)
     parser.add_argument("--shape", required=True, choices=sorted(SHAPES))
     parser.add_argument("--tokenizer", required=True, help="folder or hub id")
     parser.add_argument("--output", required=True, help="new folder")
-    parser.add_argument("--dtype", default="bfloat16", help="of the weights: bfloat16, float16, float32")
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=hf_weights.EXPORT_DTYPES, help="of the weights"
+    )
     parser.add_argument("--shard-gb", type=float, default=4.0, help="gigabytes a weight file")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)

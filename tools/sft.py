@@ -11,7 +11,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from grpo_jax import command_line, sft
+from grpo_jax import command_line
+
+if __name__ == "__main__":
+    command_line.end_on_signals()  # the next import takes seconds
+
+from grpo_jax import sft
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # configs are found beside tools/
 

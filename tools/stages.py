@@ -65,9 +65,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options of this tool, and overrides of the config."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_line.Parser(description=__doc__)
     parser.add_argument("--config", required=True, help="the config of every stage")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated")
     parser.add_argument("--output", default="runs/stages", help="folder of the runs and the table")

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import jax
 
-from grpo_jax import command_line, compilations, distributed, settings, train
+from grpo_jax import command_line, compilations, distributed, settings, stopping, train
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.run import Run, cpu_devices, prepare
 from tools import measuring, step_reward, step_work
@@ -30,11 +30,12 @@ def main(arguments: Sequence[str]) -> None:
         config = read_config(work, output_dir=str(Path(folder) / "run"))
         s = settings.read(config)
         mesh_lib.use_cpu_devices(cpu_devices(s))
-        distributed.start(s.distributed)
-        run = prepare(s, config, started_at=work.started_at)
-        with run.judge, run.teller:
-            result = take_steps(run, work)
-        run.keeper.close()
+        with stopping.Stopper(grace_seconds=s.checkpoint.grace_seconds) as stopper:
+            distributed.start(s.distributed)
+            run = prepare(s, config, started_at=work.started_at, stopper=stopper)
+            with run.judge, run.teller:
+                result = take_steps(run, work)
+            run.keeper.close()
     step_work.write(result, Path(arguments[1]))
 
 
@@ -88,7 +89,8 @@ def take_steps(run: Run, work: StepWork) -> StepResult:
         scoring.clear()
         started = time.perf_counter()
         rollout, advantages_PG = train.act(run, step)
-        learned = train.learn(run, rollout, advantages_PG)
+        with run.stopper.undivided(late=True):
+            learned = train.learn(run, rollout, advantages_PG)
         jax.block_until_ready(run.state)
         whole = time.perf_counter() - started
         check_work(rollout.metrics, work)

@@ -79,6 +79,8 @@ def pair(folder_a: Path, folder_b: Path) -> Paired:
     shares: tuple[list[float], list[float]] = [], []
     records_a, records_b = (list(read_records(folder / RECORDS_FILE)) for folder in (folder_a, folder_b))
     for number, (a, b) in enumerate(zip(records_a, records_b, strict=False), start=1):
+        check_record(a, number, folder_a)
+        check_record(b, number, folder_b)
         for field in ("index", "question", "gold"):
             if a[field] != b[field]:
                 raise ValueError(
@@ -94,6 +96,14 @@ def pair(folder_a: Path, folder_b: Path) -> Paired:
             f"is {longer[len(shares[0])]['index']}. Evaluate both on the same."
         )
     return scores.compare(*shares)
+
+
+def check_record(record: Record, number: int, folder: Path) -> None:
+    """Raises ValueError for what no evaluation of this version has written."""
+    if lacking := sorted({"index", "question", "gold", "samples"} - set(record)):
+        raise ValueError(
+            f"line {number} of {folder / RECORDS_FILE} lacks {', '.join(lacking)}: another version wrote it. Evaluate again."
+        )
 
 
 def share_right(record: Record, folder: Path) -> float:

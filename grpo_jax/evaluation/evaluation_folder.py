@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grpo_jax import json_files
+
 OPTIONS_FILE = "options.json"
 UNFINISHED_OPTIONS = "options.json.part"
 RECORDS_FILE = "problems.jsonl"
@@ -117,6 +119,8 @@ def check(folder: Path, options: Mapping[str, Any]) -> None:
 
     Raises: ValueError if the folder holds something else, naming what differs.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file. Name a new folder with --output.")
     if not folder.exists() or {path.name for path in folder.iterdir()} <= {UNFINISHED_OPTIONS}:
         return
     if not (folder / OPTIONS_FILE).is_file():
@@ -147,7 +151,7 @@ def claim(folder: Path, options: Mapping[str, Any]) -> None:
 
 def read_options(folder: Path) -> dict[str, Any]:
     """What the folder's evaluation was asked for."""
-    return json.loads((folder / OPTIONS_FILE).read_text(encoding="utf-8"))
+    return json_files.read(folder / OPTIONS_FILE)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ Enters: a train state and a rollout's minibatches on the host. Leaves: the new s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from grpo_jax import distributed
+from grpo_jax import digests, distributed
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import kl, train_state
 from grpo_jax.learning.batches import Minibatch
@@ -81,6 +81,7 @@ class Learner:
             out_shardings=(state, mesh_lib.replicated(mesh)),
             compiler_options=options,
         )
+        self._compiled: set[Any] = set()  # shapes that the update is compiled for
         self._row_kl = jax.jit(partial(_row_kl, loss=loss), out_shardings=mesh_lib.rows(mesh))
 
     def learn(
@@ -91,7 +92,8 @@ class Learner:
         ref_params: Params,
         num_iterations: int,
         frozen: Any = None,
-    ) -> tuple[TrainState, dict[str, float]]:
+        before_change: Callable[[], None] = lambda: None,
+    ) -> tuple[TrainState, dict[str, Any]]:
         """All updates of one rollout: `num_iterations` passes over its minibatches.
 
         Old log-probabilities are computed only if the policy moves before the rollout is used up; with
@@ -100,8 +102,10 @@ class Learner:
         Args:
             ref_params: trained part of the reference policy; None beside frozen weights: they alone.
             frozen: what no update changes; None in full fine-tuning.
+            before_change: called when all is compiled and scored: the next thing is that `state` is gone.
 
-        Returns: the new state; metrics, averaged over updates (the gap's largest, where it says max).
+        Returns: the new state; metrics, averaged over updates (the gap's largest, where it says max); digests as
+            text: of all updates' gradients in order, and of the parameters after the last.
         """
         parts = self.put(minibatches)
         only_tokens_of_high_entropy = self.loss.top_entropy_quantile < 1
@@ -113,12 +117,15 @@ class Learner:
                 part._replace(batch=part.batch._replace(ref_logprobs_AUSC=ref.logprobs_AUSC))
                 for part, ref in zip(parts, scored, strict=True)
             ]
+        for part in parts:
+            self._compile_update(state, frozen, part)
+        before_change()
         history = []
         for _ in range(num_iterations):
             for part in parts:
                 state, metrics = self.update(state, frozen, *part)
                 history.append(metrics)
-        return state, _averaged(jax.device_get(history))
+        return state, _summarised(jax.device_get(history))
 
     def rollout_kl(
         self,
@@ -149,6 +156,25 @@ class Learner:
                     kl_PG[place] = kl_UAS[u, a, s]
         return kl_PG
 
+    def rollout_logprobs(
+        self, params: Any, minibatches: Sequence[Minibatch], *, frozen: Any = None
+    ) -> dict[tuple[int, int], np.ndarray]:
+        """What the trainer makes of each completion, by its place (problem, generation of this process).
+
+        Args:
+            minibatches: of all completions, whatever their advantage.
+
+        Returns: float32 `[C]` each, natural logarithms; a completion's own tokens are the first.
+        """
+        found = {}
+        for part, minibatch in zip(self.put(minibatches), minibatches, strict=True):
+            scored = self.score(params, frozen, part.batch, part.num_active)
+            logprobs_UASC = mesh_lib.local_rows(jnp.swapaxes(scored.logprobs_AUSC, 0, 1))
+            for i, places in enumerate(minibatch.places):
+                a, u = divmod(i, len(logprobs_UASC))
+                found |= {place: logprobs_UASC[u, a, s] for s, place in enumerate(places)}
+        return found
+
     def put(self, minibatches: Sequence[Minibatch]) -> list[Part]:
         """Minibatches on the mesh, with what is known of all processes."""
         local = [[float(part.batch.completion_mask_AUSC.sum()), part.num_rows] for part in minibatches]
@@ -163,6 +189,14 @@ class Learner:
             )
             for part, count, (tokens, rows) in zip(minibatches, counts, sums, strict=True)
         ]
+
+    def _compile_update(self, state: TrainState, frozen: Any, part: Part) -> None:
+        """Makes the update's program for a minibatch of a new shape; the update then finds it."""
+        leaves, structure = jax.tree.flatten(part)
+        shapes = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        if shapes not in self._compiled:
+            self._compiled.add(shapes)
+            self.update.lower(state, frozen, *part).compile()
 
     def _with_old(self, params: Any, frozen: Any, part: Part) -> Part:
         """Log-probabilities of the policy as it is, and which tokens have entropy enough."""
@@ -188,8 +222,13 @@ def _row_kl(mask_AUSC: jax.Array, old_AUSC: jax.Array, ref_AUSC: jax.Array, *, l
     return kl_B.reshape(swapped[0].shape[:-1])
 
 
-def _averaged(history: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    return {
-        name: float((np.max if name.endswith("/max") else np.mean)([metrics[name] for metrics in history]))
-        for name in history[0]
-    }
+def _summarised(history: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    return {name: _summary(name, [metrics[name] for metrics in history]) for name in history[0]}
+
+
+def _summary(name: str, values: list[np.ndarray]) -> float | str:
+    """Of a rollout's updates: a mean, the largest, or a digest."""
+    if name.startswith("digest/"):
+        texts = [digests.as_text(pair) for pair in values]
+        return texts[-1] if name == "digest/params" else digests.joined(texts)
+    return float((np.max if name.endswith("/max") else np.mean)(values))

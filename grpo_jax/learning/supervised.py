@@ -8,7 +8,7 @@ of `objective.py`; accumulation, frozen bases and donation are `update.py`'s. Pr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,7 +34,10 @@ LOSS = LossParams(
     temperature=1.0,
     max_completion_length=1,  # of another aggregation
 )
-TOLD = ("loss", "grad_norm", "entropy")  # of an update's metrics; the others compare with a sampler
+TOLD = (  # of an update's metrics; the others compare with a sampler
+    *("loss", "grad_norm", "entropy"),
+    *("digest/gradient", "digest/params"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,16 +118,26 @@ class SupervisedLearner:
         self._sum = jax.jit(_masked_sum, out_shardings=mesh_lib.replicated(learner.mesh))
 
     def learn(
-        self, state: TrainState, rows: Sequence[Row], *, frozen: Any = None
-    ) -> tuple[TrainState, dict[str, float]]:
-        """One update on this process's rows, at most `packing.num_rows`; the state is donated.
+        self,
+        state: TrainState,
+        rows: Sequence[Row],
+        *,
+        frozen: Any = None,
+        before_change: Callable[[], None] = lambda: None,
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """One update on this process's rows, at most `packing.num_rows`; the state is donated after `before_change`.
 
-        Returns: the new state; `loss` (nats a response token), `grad_norm`, `entropy` and `num_tokens`, the
-            response tokens of all processes.
+        Returns: the new state; `loss` (nats a response token), `grad_norm`, `entropy`, digests of gradient and
+            parameters, and `num_tokens`, the response tokens of all processes.
         """
         minibatch = self._minibatch(rows)
         state, metrics = self.learner.learn(
-            state, [minibatch], ref_params=None, num_iterations=1, frozen=frozen
+            state,
+            [minibatch],
+            ref_params=None,
+            num_iterations=1,
+            frozen=frozen,
+            before_change=before_change,
         )
         return state, {name: metrics[name] for name in TOLD} | {"num_tokens": _num_tokens(rows)}
 

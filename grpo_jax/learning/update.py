@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from grpo_jax import digests
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import objective
 from grpo_jax.learning.objective import LossParams, Rows, Totals
@@ -49,7 +50,8 @@ def update_state(
         gradient_shardings: where the accumulated gradient lies.
         apart: only rows are cut, and each device adds up its own gradient.
 
-    Returns: the new state and float32 scalars: `loss`, `grad_norm` and what `objective.metrics_of` gives.
+    Returns: the new state; float32 scalars: `loss`, `grad_norm` and what `objective.metrics_of` gives; uint32
+        `[2]`: `digest/gradient` of the whole gradient before it is clipped, `digest/params` of the parameters after.
     """
     microbatch_loss = partial(_microbatch_loss, model, assemble, mesh=mesh, loss=loss, compute=compute)
     accumulate = partial(_accumulate, microbatch_loss, None if apart else gradient_shardings)
@@ -61,6 +63,7 @@ def update_state(
     params = optax.apply_updates(state.params, updates)
     metrics = {"loss": sums["loss"], "grad_norm": optax.global_norm(gradients)}
     metrics |= objective.metrics_of(sums, largest, loss)
+    metrics |= {"digest/gradient": digests.combined(gradients), "digest/params": digests.combined(params)}
     return TrainState(params, opt_state, state.num_updates + 1), metrics
 
 

@@ -1,8 +1,8 @@
-"""The safetensors files of a Hugging Face folder: found, opened, and checked by their headers.
+"""The safetensors files of a Hugging Face folder: found, opened, and checked by their headers; and written.
 
 Enters: a folder. Leaves: tensors by name, one at a time, read from the mapped file when asked for. Only
-safetensors is opened, never a pickle, and an index names files of its own folder only. Every mismatch with
-`config.json` is found before a weight is read, and told with the names.
+safetensors is opened, never a pickle, and an index names files of its own folder only (which may be links, as
+in the hub's cache). Every mismatch with `config.json` is found before a weight is read, and told with the names.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
+from grpo_jax import json_files
 from grpo_jax.models import hf_table, registry
 from grpo_jax.models.spec import ModelSpec
 
@@ -20,28 +22,41 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # all of which float32 holds exactly
 _MOST_NAMES = 8  # in one message
+_MOST_CHARS = 200  # of one name
 
 
 class WeightFiles:
     """A folder's weight files, opened once.
 
     Raises: FileNotFoundError where there are none; ValueError for a damaged file, an index that points
-    out of the folder, or a tensor that two files hold.
+    out of the folder or says other than its files, or a tensor that two files hold.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.home: dict[str, Any] = {}  # tensor name -> the open file that holds it
-        for path in _weight_paths(self.folder):
+        for path, named in _weight_paths(self.folder).items():
             file = _open(path)
             twice = sorted(set(file.keys()) & set(self.home))
             if twice:
                 raise ValueError(f"{path} holds tensors that another shard holds too: {_listed(twice)}.")
+            if named is not None:
+                _check_shard(path, named, set(file.keys()))
             self.home.update(dict.fromkeys(file.keys(), file))
 
     def tensor(self, name: str) -> np.ndarray:
-        """The tensor as float32, which changes no value of the dtypes read here."""
-        return self.home[name].get_tensor(name).astype(np.float32)
+        """The tensor as float32, which changes no value of the dtypes read here.
+
+        Raises: ValueError for one with values that are not finite: every update would be lost on it.
+        """
+        values = self.home[name].get_tensor(name).astype(np.float32)
+        if values.size and not np.isfinite([values.min(), values.max()]).all():  # NaN passes through both
+            bad = int(values.size - np.isfinite(values).sum())
+            raise ValueError(
+                f"{name} in {self.folder} has {bad} of {values.size} values that are NaN or infinite: "
+                "the file is damaged, or its training had failed. Fetch it again, or take another one."
+            )
+        return values
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.home[name].get_slice(name).get_shape())
@@ -85,32 +100,58 @@ class WeightFiles:
         return {head} if np.array_equal(self.tensor(head), self.tensor(embedding)) else set()
 
 
-def _weight_paths(folder: Path) -> list[Path]:
+def write(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes one file. Raises: OSError, naming it, where the disk does not take it."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}. Make room there and export again.") from error
+    path.chmod(0o644)  # the library leaves it readable for its owner alone
+
+
+def _weight_paths(folder: Path) -> dict[Path, set[str] | None]:
+    """The files, each with the tensors that the index says are in it; None without an index."""
     index, single = folder / INDEX_NAME, folder / SINGLE_NAME
     if index.is_file():
-        return _shards(folder, index)
+        return dict(_shards(folder, index))
     if single.is_file():
-        return [single]
+        return {single: None}
     pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
     hint = f" It has {pickled}, which are pickles and never opened: convert them first." if pickled else ""
     raise FileNotFoundError(f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}.{hint}")
 
 
-def _shards(folder: Path, index: Path) -> list[Path]:
+def _shards(folder: Path, index: Path) -> dict[Path, set[str]]:
     weight_map = registry.read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} has no weight_map from tensors to files.")
-    names = sorted(set(map(str, weight_map.values())))
+    named: dict[str, set[str]] = {}
+    for tensor, file in weight_map.items():
+        named.setdefault(str(file), set()).add(tensor)
+    names = sorted(named)
     outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
     if outside:
         raise ValueError(f"{index} names {_listed(outside)}: no safetensors files of its own folder.")
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise FileNotFoundError(f"{index} names shards that are not there: {_listed(absent)}.")
-    return [folder / name for name in names]
+    return {folder / name: named[name] for name in names}
+
+
+def _check_shard(path: Path, named: set[str], held: set[str]) -> None:
+    """Raises ValueError where the index is not that of its shards: two downloads have met in a folder."""
+    if missing := sorted(named - held):
+        raise ValueError(
+            f"{INDEX_NAME} says that {path} holds {_listed(missing)}, which it does not. Fetch both again."
+        )
+    if unnamed := sorted(held - named):
+        raise ValueError(
+            f"{path} holds {_listed(unnamed)}, which {INDEX_NAME} does not name. Fetch both again."
+        )
 
 
 def _open(path: Path) -> Any:
+    json_files.check_no_pointer(path)
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
@@ -119,4 +160,4 @@ def _open(path: Path) -> Any:
 
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+    return ", ".join(name[:_MOST_CHARS] for name in names[:_MOST_NAMES]) + more

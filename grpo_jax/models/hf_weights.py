@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from safetensors.numpy import save_file
 
+from grpo_jax import whole_files
 from grpo_jax.models import hf_files, hf_table, registry
 from grpo_jax.models.hf_table import Row
 from grpo_jax.models.spec import ModelSpec
@@ -117,13 +117,12 @@ def save(
     for file_name, cells in plan:
         tensors = _fetch_tensors(params, cells, EXPORT_DTYPES[dtype])
         if writer:
-            save_file(tensors, unfinished / file_name, metadata={"format": "pt"})
-            (unfinished / file_name).chmod(0o644)  # the library leaves it readable for its owner alone
+            hf_files.write(unfinished / file_name, tensors)
     if writer:
         if len(plan) > 1:
             _write_index(unfinished, plan, EXPORT_DTYPES[dtype])
         write_more(unfinished)
-        unfinished.rename(folder)
+        whole_files.publish(unfinished, folder)
     return folder
 
 

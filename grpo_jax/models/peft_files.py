@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
-from grpo_jax.models import adapted
+from grpo_jax import whole_files
+from grpo_jax.models import adapted, hf_files
 from grpo_jax.models.lora import LoraParams
 from grpo_jax.models.spec import ModelSpec
 
@@ -46,9 +46,8 @@ def save(adapters: Any, spec: ModelSpec, params: LoraParams, *, base: str, folde
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         (unfinished / CONFIG_NAME).write_text(json.dumps(config(params, base=base), indent=2) + "\n")
-        save_file(found, unfinished / WEIGHTS_NAME, metadata={"format": "pt"})
-        (unfinished / WEIGHTS_NAME).chmod(0o644)  # the library leaves it readable for its owner alone
-        unfinished.rename(folder)
+        hf_files.write(unfinished / WEIGHTS_NAME, found)
+        whole_files.publish(unfinished, folder)
     return folder
 
 

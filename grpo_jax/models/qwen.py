@@ -47,11 +47,16 @@ _ONLY: dict[str, Callable[[object], bool]] = {  # settings computed in one way o
     "attention_bias": lambda value: not value,
     "attention_dropout": lambda value: not value,
     "hidden_act": lambda value: value == "silu",
-    "layer_types": lambda value: value is None or set(value) <= {"full_attention"},  # type: ignore[arg-type]
+    "layer_types": lambda value: value is None or all(kind == "full_attention" for kind in _listed(value)),
     "sliding_window": lambda value: True,  # means something only with use_sliding_window
+    "tie_word_embeddings": lambda value: isinstance(value, bool),
     "use_mrope": lambda value: not value,
     "use_sliding_window": lambda value: not value,
 }
+
+
+def _listed(value: object) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def read_qwen2(config: dict) -> ModelSpec:
@@ -66,33 +71,38 @@ def read_qwen3(config: dict) -> ModelSpec:
 
 def _read(config: dict, *, family: str, qkv_bias: bool, qk_norm: bool) -> ModelSpec:
     check_settings(config)
-    num_heads = int(config["num_attention_heads"])
-    num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
+    num_heads = spec_lib.whole(config, "num_attention_heads")
+    num_kv_heads = spec_lib.whole(config, "num_key_value_heads", num_heads)
     if num_heads % num_kv_heads:
         raise ValueError(
             f"config.json has {num_heads} attention heads, no multiple of its {num_kv_heads} key/value heads."
         )
+    hidden_size = spec_lib.whole(config, "hidden_size")
     # transformers' Qwen3 takes 128 where the file names no head width; Qwen2 divides the width
-    default_head_dim = 128 if family == "qwen3" else int(config["hidden_size"]) // num_heads
+    head_dim = spec_lib.whole(config, "head_dim", 128 if family == "qwen3" else hidden_size // num_heads)
+    if head_dim % 2:
+        raise ValueError(
+            f"config.json: head_dim is {head_dim}; rotary positions turn pairs, so it must be even."
+        )
     theta, rope_type, rope_settings = spec_lib.read_rope(config, default_theta=10000.0)
     return ModelSpec(
         family=family,
-        vocab_size=int(config["vocab_size"]),
-        hidden_size=int(config["hidden_size"]),
-        intermediate_size=int(config["intermediate_size"]),
-        num_layers=int(config["num_hidden_layers"]),
+        vocab_size=spec_lib.whole(config, "vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=spec_lib.whole(config, "intermediate_size"),
+        num_layers=spec_lib.whole(config, "num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
-        head_dim=int(config.get("head_dim") or default_head_dim),
-        max_position_embeddings=int(config.get("max_position_embeddings", 32768)),
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        head_dim=head_dim,
+        max_position_embeddings=spec_lib.whole(config, "max_position_embeddings", 32768),
+        rms_norm_eps=spec_lib.real(config, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_type=rope_type,
         rope_settings=rope_settings,
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        tie_word_embeddings=config.get("tie_word_embeddings", False),
         qkv_bias=qkv_bias,
         qk_norm=qk_norm,
-        initializer_range=float(config.get("initializer_range", 0.02)),
+        initializer_range=spec_lib.real(config, "initializer_range", 0.02),
     )
 
 
@@ -104,7 +114,13 @@ def check_settings(config: dict) -> None:
     )
     if missing:
         raise ValueError(f"config.json lacks {missing}.")
-    unknown = sorted(set(config) - _NEUTRAL - _READ - set(_ONLY))
+    if quantised := config.get("quantization_config"):
+        kind = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise ValueError(
+            f"config.json has a quantization_config ({kind}): only weights that are not quantised are read. Take that "
+            "model's own weights; config.lora.base_dtype quantises a frozen base here."
+        )
+    unknown = sorted(set(config) - _NEUTRAL - _READ - set(_ONLY) - {"quantization_config"})
     if unknown:
         raise ValueError(
             f"config.json has settings this project does not know: {unknown}. "

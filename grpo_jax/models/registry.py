@@ -6,10 +6,10 @@ lines in `hf_table.py`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
+from grpo_jax import json_files
 from grpo_jax.models import qwen
 from grpo_jax.models.spec import ModelSpec
 
@@ -26,9 +26,10 @@ def read_spec(folder: str | Path) -> ModelSpec:
     """
     config = read_json(Path(folder) / "config.json")
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
+        brings = " The code that it brings along is never run." if config.get("auto_map") else ""
         raise ValueError(
-            f"{folder}/config.json says model_type {family!r}; known are {sorted(FAMILIES)}. "
+            f"{folder}/config.json says model_type {family!r}; known are {sorted(FAMILIES)}.{brings} "
             "Set config.model.path to a dense Qwen2, Qwen2.5 or Qwen3 folder."
         )
     try:
@@ -38,13 +39,5 @@ def read_spec(folder: str | Path) -> ModelSpec:
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in a file; one-line errors that name the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; a Hugging Face model folder has one.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object.")
-    return content
+    """The JSON object in a file of a model folder; one-line errors that name the file."""
+    return json_files.read(path, whose="a Hugging Face model folder has one")

@@ -56,6 +56,10 @@ class ModelSpec:
         return self.layer_weights + (1 if self.tie_word_embeddings else 2) * self.head_weights
 
 
+MOST_OF_A_SIZE = 2**24
+MOST = {"num_hidden_layers": 2**12, "max_position_embeddings": 2**27}
+"""Beyond what any model has: such a number is a mistake, and building it would take for ever."""
+
 ROPE_TYPES = {  # setting names each scaling may carry; the first ones are needed
     "default": (),
     "linear": ("factor",),
@@ -73,11 +77,17 @@ def read_rope(config: dict, *, default_theta: float) -> tuple[float, str, tuple[
     """Reads base and scaling from either spelling of `config.json` (before and after transformers 5).
 
     Returns: (theta, type, settings sorted by name).
-    Raises: ValueError for a scaling or a setting that is not computed here.
+    Raises: ValueError for a scaling or a setting that is not computed here, or no number.
     """
-    both = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    both: dict = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        given = config.get(name) or {}
+        if not isinstance(given, dict):
+            raise ValueError(f"config.json: {name} is {given!r}, not a JSON object.")
+        both |= given
     rope = {name: value for name, value in both.items() if value is not None}  # null: the default
-    theta = float(rope.pop("rope_theta", config.get("rope_theta", default_theta)))
+    theta = rope.pop("rope_theta", config.get("rope_theta", default_theta))
+    theta = real({"rope_theta": theta}, "rope_theta")
     kind = str(rope.pop("rope_type", rope.pop("type", "default")))
     rope.pop("type", None)  # older files carry both spellings
     if kind not in ROPE_TYPES:
@@ -89,7 +99,25 @@ def read_rope(config: dict, *, default_theta: float) -> tuple[float, str, tuple[
         raise ValueError(f"config.json asks for rope scaling {kind!r} without its 'factor'.")
     if kind == "yarn":
         rope.setdefault("original_max_position_embeddings", config.get("max_position_embeddings", 32768))
-    return theta, kind, tuple(sorted((name, float(value)) for name, value in rope.items()))
+    return theta, kind, tuple(sorted((name, real(rope, name)) for name in rope))
+
+
+def whole(config: dict, name: str, default: int | None = None) -> int:
+    """A size, 1 to `MOST`; `default` where it is missing or null. Raises: ValueError for anything else."""
+    value, most = config.get(name), MOST.get(name, MOST_OF_A_SIZE)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise ValueError(f"config.json: {name} is {value!r}; it must be a whole number from 1 to {most}.")
+    return value
+
+
+def real(config: dict, name: str, default: float | None = None) -> float:
+    """A finite number above 0; `default` where it is missing or null. Raises: ValueError for anything else."""
+    value = config.get(name)
+    value = default if value is None else value
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise ValueError(f"config.json: {name} is {value!r}; it must be a number above 0.")
+    return float(value)
 
 
 def rope_inverse_frequencies(spec: ModelSpec) -> np.ndarray:

@@ -30,10 +30,13 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from grpo_jax import secret_values
 from grpo_jax.structs import OUTCOMES
 
 PARSED_CHARS = 200
 """Characters that are kept of the answer that was read, and of a column's text."""
+
+_READ_CHARS = 16_384
 
 MAX_COLUMNS = 16
 MAX_NAME_CHARS = 64
@@ -79,8 +82,10 @@ def as_grade(result: Any) -> Grade:
 
 
 def printable(text: str, num_chars: int = PARSED_CHARS) -> str:
-    """The beginning of a text, in what UTF-8 can say: half a surrogate pair would end the trainer's files."""
-    return text[:num_chars].encode("utf-8", "replace").decode()
+    """The beginning of a text, without secrets of the environment, in what UTF-8 can say: half a surrogate pair
+    would end the trainer's files."""
+    clean = secret_values.redacted(text[:_READ_CHARS])  # before it is cut: half a secret is not recognised
+    return clean[:num_chars].encode("utf-8", "replace").decode()
 
 
 def _number(value: Any, what: str) -> float:

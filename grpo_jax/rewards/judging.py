@@ -23,6 +23,7 @@ EXIT_OUT_OF_MEMORY = 70
 """Exit status of a worker that met its memory cap; what it still holds cannot be trusted."""
 
 _CAUSE_CHARS = 300
+_READ_CHARS = 16_384  # of a message, in which secrets are sought before it is cut
 Named = tuple[registry.RewardSpec, RewardFunction]
 
 
@@ -152,7 +153,7 @@ def failure(name: str, error: BaseException) -> Lost:
     if place is not None:
         where = f"{os.path.basename(place.tb_frame.f_code.co_filename)}:{place.tb_lineno}: "
     with contextlib.suppress(Exception):  # the text of an exception is the user's code too
-        message = " ".join(str(error)[:_CAUSE_CHARS].split())
+        message = " ".join(str(error)[:_READ_CHARS].split())
     return Lost("failed", printable(f"{name}: {where}{type(error).__name__}: {message}", _CAUSE_CHARS))
 
 

@@ -21,8 +21,9 @@ from grpo_jax.rewards.grade import LOST
 from grpo_jax.rewards.registry import RewardSpec
 from grpo_jax.rewards.seat import Seat, Work
 from grpo_jax.rewards.worker_process import WorkerProcess
-from grpo_jax.structs import Attempt, Judgement
+from grpo_jax.structs import AskedToStop, Attempt, Judgement, never
 
+_STOP_POLL_S = 0.2
 MOST_PER_CORE = 32  # worker processes, which judges that wait for endpoints may need
 MOST_TIMEOUT_S = 86_400.0
 MOST_WORKERS = 8  # by default: one grades thousands of plain answers a second
@@ -115,8 +116,11 @@ class Judge:
             for part in whole:
                 self._todo.put(Work(part, keys, attempts))
 
-    def collect(self) -> dict[Any, Judgement]:
+    def collect(self, *, stop: AskedToStop = never) -> dict[Any, Judgement]:
         """Waits for everything submitted and returns it by key; the next collection starts empty.
+
+        Args:
+            stop: asked while it waits. A judge that was stopped gives nothing back and is of no more use.
 
         Raises:
             ValueError: a group lacks attempts.
@@ -126,7 +130,8 @@ class Judge:
         """
         for group, (members, group_size) in self._groups.items():
             raise ValueError(f"the group {group!r} has only {len(members)} of its {group_size} attempts")
-        self._wait()
+        if not self._wait(stop):
+            return {}
         with self._changed:
             judgements, self._judgements = self._judgements, {}
         if len(judgements) >= LEAST_ALL_LOST and all(j.outcome in LOST for j in judgements.values()):
@@ -200,11 +205,16 @@ class Judge:
                     raise ValueError(f"the key {key!r} is in use since the last collect")
                 self._pending.add(key)
 
-    def _wait(self) -> None:
+    def _wait(self, stop: AskedToStop = never) -> bool:
+        """Whether all is judged; False when it was stopped."""
+        over = lambda: self._error or self._closing or not self._pending  # noqa: E731
         with self._changed:
-            self._changed.wait_for(lambda: self._error or self._closing or not self._pending)
+            while not self._changed.wait_for(over, timeout=_STOP_POLL_S):
+                if stop():
+                    return False
             if self._error or self._pending:
                 raise RuntimeError(self._error or "the judge was closed before it was done")
+            return True
 
     # From here on: what the threads do.
 

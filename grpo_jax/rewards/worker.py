@@ -19,11 +19,12 @@ import threading
 import time
 from typing import Any, BinaryIO
 
-from grpo_jax import structs
+from grpo_jax import secret_values, structs
 from grpo_jax.rewards import parts, registry
 from grpo_jax.rewards.grade import RewardFunction
 from grpo_jax.rewards.judging import Judging, failure
 from grpo_jax.rewards.progress import Progress
+from grpo_jax.rewards.worker_process import FOR_THE_TRAINER
 
 HOLD_S = 0.005
 """Answers are held back for so long, to be sent together. A write for each would cost more than most take."""
@@ -44,8 +45,11 @@ def main() -> None:
     """Answers each line that comes in, until stdin ends."""
     requests, replies = _own_the_pipes()
     progress = Progress(int(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in FOR_THE_TRAINER:
+        signal.signal(number, signal.SIG_IGN)  # what rewards start ignores them too
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, FOR_THE_TRAINER
+    )  # the trainer has started it with them blocked
     threading.Thread(target=_exit_with_the_trainer, args=(requests,), daemon=True).start()
     first = requests.readline()
     if not first:
@@ -95,7 +99,7 @@ def _own_the_pipes() -> tuple[BinaryIO, BinaryIO]:
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    sys.stdout = sys.stderr
+    sys.stdout = sys.stderr = secret_values.RedactedStream(sys.stderr)
     return requests, replies
 
 

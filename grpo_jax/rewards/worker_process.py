@@ -23,6 +23,8 @@ from typing import Any
 
 from grpo_jax.rewards.progress import NUM_BYTES, Progress
 
+FOR_THE_TRAINER = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send to every process of a job: the trainer alone acts on it, and needs its workers until then."""
 _READ_BYTES = 65_536
 _PACKAGE_PARENT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -42,15 +44,20 @@ class WorkerProcess:
         with tempfile.TemporaryFile() as shared:
             shared.truncate(NUM_BYTES)
             self.progress = Progress(shared.fileno())
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "grpo_jax.rewards.worker", str(shared.fileno())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                bufsize=0,
-                env=_environment(),
-                pass_fds=[shared.fileno()],
-                start_new_session=True,  # the terminal's Ctrl-C is for the trainer alone
-            )
+            # A worker is born with this thread's mask, and ignores these signals before it lifts it.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_TRAINER)
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "grpo_jax.rewards.worker", str(shared.fileno())],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    bufsize=0,
+                    env=_environment(),
+                    pass_fds=[shared.fileno()],
+                    start_new_session=True,  # the terminal's Ctrl-C is for the trainer alone
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         os.set_blocking(self._stdin.fileno(), False)
@@ -147,6 +154,8 @@ def _environment() -> dict[str, str]:
         # With gmpy2 a huge power cannot be interrupted and may end the process.
         "SYMPY_GROUND_TYPES": "python",
         "MPMATH_NOGMPY": "1",
+        # Sets of texts in one order in every worker and run: what sympy makes of them may follow it.
+        "PYTHONHASHSEED": "0",
         # One thread each: BLAS would reserve address space for every core, against the memory cap.
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

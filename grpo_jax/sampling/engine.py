@@ -28,7 +28,7 @@ from grpo_jax.sampling.counters import Counters
 from grpo_jax.sampling.plan import Plan
 from grpo_jax.sampling.programs import SamplerPrograms
 from grpo_jax.sampling.schedule import Prompt
-from grpo_jax.structs import Completion, Problem
+from grpo_jax.structs import AskedToStop, Completion, Problem, Stopped, never
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Engine:
         step_key: jax.Array,
         limits_PG: np.ndarray | None = None,
         on_finished: OnFinished | None = None,
+        stop: AskedToStop = never,
     ) -> Sampled:
         """Samples G completions for each of this process's problems.
 
@@ -83,6 +84,9 @@ class Engine:
             step_key: a key that differs from step to step.
             limits_PG: int, tokens at most, 1 to the plan's; None: the plan's. Compiles nothing.
             on_finished: called once a completion, in the order in which they end.
+            stop: asked between windows.
+
+        Raises: Stopped, in all processes, when any of them was asked to stop; the completions are lost.
         """
         started = time.perf_counter()
         token_choice.check_temperature(temperature)
@@ -101,7 +105,7 @@ class Engine:
         state, store, rung = self.programs["empty"](), self.programs["store"](), 0
         while True:
             state, store = self._fill(params, state, store, call, rung, begin)
-            wanted = self._next_rung(call, rung)
+            wanted = self._next_rung(call, rung, stop)
             if wanted is None:
                 break
             state, rung = self._climb(state, call, rung, wanted)
@@ -152,11 +156,13 @@ class Engine:
             store = self.programs["prefill", columns](params, store, self._put(rows))
         return store
 
-    def _next_rung(self, call: Call, rung: int) -> int | None:
+    def _next_rung(self, call: Call, rung: int, stop: AskedToStop) -> int | None:
         """What the next window's shape must be, for all processes; None: nothing is left to run."""
-        running, columns, waiting = distributed.largest(
-            [call.schedule.most_running, call.columns_needed(), call.schedule.num_waiting]
+        running, columns, waiting, status = distributed.largest(
+            [call.schedule.most_running, call.columns_needed(), call.schedule.num_waiting, stop()]
         )
+        if status:
+            raise Stopped(status)
         if not running:
             return None
         return self.plan.next_rung(rung, running=running, columns=columns, waiting=waiting > 0)

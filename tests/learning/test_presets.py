@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 
+from grpo_jax import digests
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import train_state
+from grpo_jax.learning.learner import _summarised
 from grpo_jax.learning.losses import Totals
 from tests.learning.small_batches import ROWS, assert_same, kept_gradient, learner, pack
 
@@ -77,3 +79,29 @@ def test_loss_and_gradient_are_the_same_in_every_preset(tiny_model, shapes, host
     assert np.abs(jax.tree.leaves(plain[1])[0]).max() > 1e-4  # there is a gradient to compare
     for preset in ("zero2", "zero3", "tp"):
         assert_same(compute(preset), plain, tolerance=1e-5)  # float32 sums in another order
+
+
+@pytest.mark.parametrize("preset", ["ddp", "zero2", "zero3", "tp"])
+def test_digests_are_those_of_the_whole_gradient_and_parameters(
+    tiny_model, shapes, host_params, off_policy, preset
+):
+    mesh, used, state = build(tiny_model, shapes, host_params, preset, kept_gradient())
+    state, metrics = used.update(state, *update_arguments(mesh, off_policy))
+    for name, tree in (("gradient", state.opt_state), ("params", state.params)):
+        whole = jax.jit(digests.combined)(jax.tree.map(jnp.asarray, jax.device_get(tree)))  # on one device
+        assert digests.as_text(metrics[f"digest/{name}"]) == digests.as_text(whole)
+
+
+def test_digests_of_several_updates_are_joined_and_only_the_last_parameters_count():
+    pairs = [np.array([i, i + 1], np.uint32) for i in (1, 2)]
+    history = [
+        {"loss": np.float32(i), "ratio/max": np.float32(i), "digest/gradient": pair, "digest/params": pair}
+        for i, pair in enumerate(pairs)
+    ]
+    assert _summarised(history) == {
+        "loss": 0.5,
+        "ratio/max": 1.0,
+        "digest/gradient": digests.joined(["0000000100000002", "0000000200000003"]),
+        "digest/params": "0000000200000003",
+    }
+    assert _summarised(history[::-1])["digest/gradient"] != _summarised(history)["digest/gradient"]

@@ -82,7 +82,8 @@ def test_the_loss_is_the_mean_over_response_tokens_of_the_batch(make, new_state,
     assert metrics["num_tokens"] == len(by_hand) == sum(row.completion.num_tokens for row in rows)
     mean_of_rows = np.mean([x.mean() for x in np.split(by_hand, np.cumsum(lengths(rows))[:-1])])
     assert abs(metrics["loss"] - mean_of_rows) > 1e-2  # rows of one token do not count as whole ones
-    assert set(metrics) == {"loss", "grad_norm", "entropy", "num_tokens"}
+    told = {"loss", "grad_norm", "entropy", "num_tokens", "digest/gradient", "digest/params"}
+    assert set(metrics) == told
 
 
 def test_the_gradient_is_the_slope_of_the_loss_by_hand(make, new_state, rows, host_params, tiny_model):

@@ -112,3 +112,44 @@ def test_a_file_that_was_cut_off_is_told(tmp_path, kept):
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"model\.safetensors is no whole safetensors file"):
         check(source)
+
+
+def test_an_index_that_is_not_that_of_its_shards_is_refused(tmp_path):
+    source = small_models.write_folder(tmp_path / "in", CONFIGS["qwen2"], num_shards=2)
+    index = json.loads((source / hf_files.INDEX_NAME).read_text())
+    first, second = sorted(set(index["weight_map"].values()))
+    moved = {
+        name: first if name == "model.norm.weight" else file for name, file in index["weight_map"].items()
+    }
+    swapped = {
+        name: second if name == "model.norm.weight" else file for name, file in index["weight_map"].items()
+    }
+    write_index(source, {"weight_map": moved if moved != index["weight_map"] else swapped})
+    with pytest.raises(ValueError, match=r"holds model\.norm\.weight, which .* Fetch both again"):
+        check(source)
+
+
+def test_links_are_followed_as_the_hubs_cache_needs_it(tmp_path):
+    """The cache keeps files in blobs/ and links them from snapshots/COMMIT/."""
+    source = small_models.write_folder(tmp_path / "in", CONFIGS["qwen2"], num_shards=2)
+    snapshot, blobs = tmp_path / "cache" / "snapshots" / "0123", tmp_path / "cache" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(sorted(source.iterdir())):
+        path.rename(blobs / str(number))
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    check(snapshot)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_is_named_where_it_is_read(tmp_path, value):
+    source = small_models.write_folder(tmp_path / "in", CONFIGS["qwen2"])
+    tensors = load_file(source / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name][3, 4] = value
+    save_file(tensors, source / "model.safetensors")
+    files = hf_files.WeightFiles(source)
+    files.check(registry.read_spec(source))  # headers say nothing of it
+    with pytest.raises(ValueError, match=rf"{name} in .* has 1 of {tensors[name].size} values that are NaN"):
+        files.tensor(name)
+    assert np.array_equal(files.tensor("model.norm.weight"), tensors["model.norm.weight"])

@@ -15,6 +15,7 @@ from grpo_jax import mesh as mesh_lib
 from grpo_jax.models import decoder, hf_weights, registry
 from tests.models import small_models
 from tests.models.small_models import CONFIGS
+from tests.test_failed_saves import files_at_most
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +209,20 @@ def test_an_export_that_fails_leaves_no_folder_of_that_name_and_can_be_repeated(
     save(lambda folder: None)
     assert_same_bits(all_tensors(source), all_tensors(tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_an_export_that_the_disk_does_not_take_names_the_file_and_leaves_no_folder(tmp_path, cut_mesh):
+    source = small_models.write_folder(tmp_path / "in", CONFIGS["qwen2"])
+    with (
+        files_at_most(8192),
+        pytest.raises(
+            OSError, match=r"out\.unfinished/model\.safetensors could not be written: .*File too large"
+        ),
+    ):
+        export(source, tmp_path / "out", cut_mesh, dtype="float32")
+    assert not (tmp_path / "out").exists()
+    export(source, tmp_path / "out", cut_mesh, dtype="float32")
+    assert_same_bits(all_tensors(source), all_tensors(tmp_path / "out"))
 
 
 def test_the_older_spelling_of_the_dtype_is_kept(tmp_path, cut_mesh):

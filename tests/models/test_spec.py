@@ -146,7 +146,10 @@ def test_what_a_config_leaves_out_is_what_transformers_takes():
         ({"attention_dropout": 0.1}, "not computed here.*attention_dropout"),
         ({"attention_bias": True}, "not computed here.*attention_bias"),
         ({"use_mrope": True}, "not computed here.*use_mrope"),
-        ({"quantization_config": {"bits": 4}}, r"does not know: \['quantization_config'\]"),
+        (
+            {"quantization_config": {"quant_method": "awq"}},
+            r"quantization_config \(awq\): only weights that are not",
+        ),
         ({"wings": 2, "num_experts": 8}, r"does not know: \['num_experts', 'wings'\]"),
         (
             {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},

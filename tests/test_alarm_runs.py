@@ -1,0 +1,180 @@
+"""Alarms in the whole program: runs that really go wrong are stopped, or go back and end well; also when killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from grpo_jax import roll_backs
+from tests import micro_run
+from tests.test_train import arrays
+
+DIVERGES = "--config.optimizer.learning_rate=1e30"  # Adam's first update makes every weight +-1e30
+# A random model's completions are nearly all cut: each few steps more than 95% of 32 of them are.
+GOES_BACK = (
+    *(
+        "--config.rollout.num_prompts=8",
+        "--config.alarms.clipped=roll_back",
+        "--config.alarms.clipped_steps=1",
+    ),
+    *("--config.alarms.clipped_limit=0.95", "--config.alarms.max_roll_backs=40"),
+    "--config.telling.completions_every_steps=1",
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return micro_run.make_model(tmp_path_factory.mktemp("models") / "micro")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> str:
+    return f"--config.compilation_cache={tmp_path_factory.mktemp('compiled')}"
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, model, cache) -> Path:
+    """A run that goes back, and is not killed."""
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    said = micro_run.run(command(model, folder, cache, *GOES_BACK)).stdout
+    assert "going back to the checkpoint of step" in said
+    return folder
+
+
+def test_a_run_that_diverges_is_stopped_before_the_bad_state_is_saved(model, tmp_path, cache):
+    folder = tmp_path / "run"
+    typed = command(model, folder, cache, DIVERGES, checkpoint__save_steps=1)
+    done = micro_run.run(typed, status=4)
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(
+        "stopped by alarm non_finite at step 2: the loss is nan, the gradient's norm nan: not finite. "
+        f"The last good checkpoint is of step 1, in {folder}/checkpoints. "
+    )
+    assert "lower config.optimizer.learning_rate" in line
+    assert os.listdir(folder / "checkpoints") == ["1"]
+    assert all(np.isfinite(array).all() for array in arrays(folder, 1))
+    assert [entry["loss"] for entry in micro_run.told(folder) if "loss" in entry][
+        1
+    ] is None  # told all the same
+
+
+def test_a_run_whose_roll_backs_do_not_help_is_stopped(model, tmp_path, cache):
+    folder = tmp_path / "run"
+    back = ("--config.alarms.non_finite=roll_back", "--config.alarms.max_roll_backs=2")
+    done = micro_run.run(command(model, folder, cache, DIVERGES, *back, checkpoint__save_steps=1), status=4)
+    (line,) = done.stderr.strip().splitlines()
+    assert (
+        "after 2 roll-backs (config.alarms.max_roll_backs 2). The last good checkpoint is of step 1" in line
+    )
+    assert [(entry.at, entry.to) for entry in roll_backs.read(folder)] == [(2, 1), (2, 1)]
+
+
+def test_a_run_without_any_reward_is_stopped_and_told_that_no_checkpoint_is_good(model, tmp_path, cache):
+    folder = tmp_path / "run"
+    stop = ("--config.alarms.zero_reward=stop", "--config.alarms.zero_reward_steps=3")
+    typed = command(model, folder, cache, *stop, reward__reward_funcs="accuracy")
+    (line,) = micro_run.run(typed, status=4).stderr.strip().splitlines()
+    assert line.startswith(
+        "stopped by alarm zero_reward at step 3: no completion was right, and the mean reward is 0, for 3 steps in "
+        "a row, since step 1. No checkpoint is from before step 1: "
+    )
+    assert os.listdir(folder / "checkpoints") == ["2"]  # from within the streak: kept, and not called good
+
+
+def test_a_streak_names_the_checkpoint_from_before_it(model, tmp_path, cache):
+    folder = tmp_path / "run"
+    stop = (
+        "--config.alarms.clipped=stop",
+        "--config.alarms.clipped_steps=2",
+        "--config.alarms.clipped_limit=0.9",
+    )
+    (line,) = micro_run.run(command(model, folder, cache, *stop), status=4).stderr.strip().splitlines()
+    # of 32 completions 31 are cut in step 4, which is saved, and 30 in step 5; fewer than 29 before
+    assert "at step 5: the share of completions that were cut is 0.9375, above" in line
+    assert "for 2 steps in a row, since step 4. The last good checkpoint is of step 2" in line
+    assert line.endswith("; else the same command, with --config.checkpoint.resume_step=2.")
+    assert sorted(os.listdir(folder / "checkpoints")) == ["2", "4"]
+    assert len(arrays(folder, 2)) > 1  # whole: it can be read
+
+
+def test_a_run_goes_back_and_ends_with_other_samples(straight):
+    back = roll_backs.read(straight)
+    assert back and all(entry.done for entry in back)
+    steps = [entry["step"] for entry in micro_run.told(straight) if "reward" in entry]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert all(e["completions/clipped_ratio"] <= 0.95 for e in micro_run.told(straight) if "reward" in e)
+    assert (straight / "final" / "model.safetensors").is_file()
+    # the first roll-back's steps were done again with other problems, which never come twice
+    abandoned = [
+        json.loads(line) for line in (straight / "samples_rolled_back.jsonl").read_text().splitlines()
+    ]
+    kept = [json.loads(line) for line in (straight / "samples.jsonl").read_text().splitlines()]
+    before, after = (
+        {e["problem_index"] for e in part if e["split"] == "train"} for part in (abandoned, kept)
+    )
+    assert before and after and not before & after
+
+
+def test_a_run_that_is_killed_as_it_goes_back_ends_as_one_that_was_not(straight, model, tmp_path, cache):
+    folder = tmp_path / "killed"
+    typed = command(model, folder, cache, *GOES_BACK)
+    process = subprocess.Popen(
+        typed,
+        cwd=micro_run.ROOT,
+        env=micro_run.ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while not (folder / roll_backs.FILE).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert roll_backs.read(folder), "it never went back"
+    micro_run.run(typed)
+    same_ends(folder, straight)
+
+
+def test_a_run_that_is_killed_after_it_went_back_ends_as_one_that_was_not(straight, model, tmp_path, cache):
+    folder = tmp_path / "stopped"
+    shutil.copytree(straight, folder)
+    shutil.rmtree(folder / "checkpoints" / "6")  # as if it had not come so far
+    shutil.rmtree(folder / "final")
+    said = micro_run.run(command(model, folder, cache, *GOES_BACK)).stdout
+    assert "going on after step 4" in said
+    same_ends(folder, straight)
+
+
+def test_a_supervised_run_that_diverges_is_stopped_too(model, tmp_path, cache):
+    overrides = (f"--config.sft.output_dir={tmp_path / 's'}", "--config.sft.learning_rate=1e30")
+    more = ("--config.sft.save_steps=1", "--config.sft.num_rows=4", "--config.sft.validation_problems=4")
+    _, _, _, *rest = command(model, tmp_path / "unused", cache, *overrides, *more)
+    done = micro_run.run([sys.executable, "-m", "grpo_jax.sft", *rest], status=4)
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("stopped by alarm non_finite at step 2: ")
+    assert "The last good checkpoint is of step 1" in line and "lower config.sft.learning_rate" in line
+
+
+def command(model: Path, folder: Path, *overrides: str, **fields: object) -> list[str]:
+    """All with the same sizes, so that only the first compiles."""
+    fields = {"rollout__num_prompts": 8, "telling__completions_every_steps": 1} | fields
+    return micro_run.command(model, folder, *overrides, **fields)
+
+
+def same_ends(folder: Path, other: Path) -> None:
+    """The same numbers, weights, moments and roll-backs, bit for bit."""
+    assert micro_run.told(folder) == micro_run.told(other)
+    for left, right in zip(arrays(folder, 6), arrays(other, 6), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert roll_backs.read(folder) == roll_backs.read(other)
+    for name in ("samples.jsonl", "samples_rolled_back.jsonl", "final/model.safetensors"):
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
