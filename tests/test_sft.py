@@ -146,7 +146,7 @@ def test_stages_run_once_and_their_table_is_that_of_their_files(tmp_path, cache)
         (("--seeds", "a"), "--seeds must be numbers"),
         (("--config.seed=3",), "--config.seed=3 is set by this tool"),
         (("--config.evaluation.task=",), "the config evaluates nothing"),
-        (("--config.sft.lr=1",), "the config has no field 'lr'"),
+        (("--config.sft.lr=1",), "the config has no field 'sft.lr'"),
         (("seed",), "do not know what to do with"),
     ],
 )
