@@ -207,19 +207,17 @@ def heed(run: Run, step: int, numbers: Mapping[str, float]) -> bool:
 
     Raises: Ended if an alarm stops the run; nothing of the step is saved.
     """
-    raised = run.alarms.watch(step, numbers)
+    raised, limits = run.alarms.watch(step, numbers), run.settings.alarms
     for warning in raised:
         if warning.action == "warn":
             run.teller.tell_message(f"  {warning.line}; {warning.alarm.cure}")
     worst = alarms.worst(raised)
     if worst is None:
         return False
-    run.keeper.wait()  # only then is it known which checkpoints there are
+    run.keeper.wait()
+    distributed.wait_for_all("saved")  # only then do all see the same checkpoints
     listed = roll_backs.read(run.folder)[: run.whole.roll_backs]
-    to, most = (
-        roll_backs.target(run.keeper.steps(), listed, before=worst.since),
-        run.settings.alarms.max_roll_backs,
-    )
+    to, most = roll_backs.target(run.keeper.steps(), listed, before=worst.since), limits.max_roll_backs
     if worst.action == "stop" or to is None or run.whole.roll_backs >= most:
         raise Ended(farewell(run, worst), status=endings.ALARM)
     run.teller.tell_message(

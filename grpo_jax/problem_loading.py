@@ -73,9 +73,11 @@ def load_sets(
     s: Settings, opened: policy.Policy, teller: Teller, *, accept: problem_sets.Accept | None = None
 ) -> tuple[list[problems.ProblemSet], list[problems.ProblemSet]]:
     """Training and held-out problems, a set a task, with what config.evaluation.overlap says done."""
-    held_out = load_held_out(s, opened, teller, accept=accept)
-    train = problem_sets.load(s.data, opened.tokenizer)
+    # All is read and compared before the first gold: what is wrong with a file is told before judges have started.
+    train, held_out = problem_sets.load(s.data, opened.tokenizer), read_held_out(s, opened)
     train, told = problem_sets.settle_overlap(train, held_out, overlap=s.evaluation.overlap)
+    held_out = problem_sets.readable(held_out, accept) if accept else held_out
+    tell_problems("evaluation", held_out, teller)
     train = problem_sets.readable(train, accept) if accept else train
     tell_problems("training", train, teller)
     if told:
@@ -86,13 +88,17 @@ def load_sets(
 def load_held_out(
     s: Settings, opened: policy.Policy, teller: Teller, *, accept: problem_sets.Accept | None = None
 ) -> list[problems.ProblemSet]:
-    """What is evaluated; nothing where the config names nothing."""
-    if not (s.evaluation.task or s.evaluation.dataset):
-        return []
-    held_out = problem_sets.load(s.evaluation_data, opened.tokenizer, held_out=True)
+    """What is evaluated, as far as its golds can be read; nothing where the config names nothing."""
+    held_out = read_held_out(s, opened)
     held_out = problem_sets.readable(held_out, accept) if accept else held_out
     tell_problems("evaluation", held_out, teller)
     return held_out
+
+
+def read_held_out(s: Settings, opened: policy.Policy) -> list[problems.ProblemSet]:
+    if not (s.evaluation.task or s.evaluation.dataset):
+        return []
+    return problem_sets.load(s.evaluation_data, opened.tokenizer, held_out=True)
 
 
 def tell_problems(what: str, sets: list[problems.ProblemSet], teller: Teller) -> None:

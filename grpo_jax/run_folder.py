@@ -89,6 +89,19 @@ def check_place(folder: str, field: str) -> None:
         raise ValueError(f"{field} is {folder!r}, but {above} is no folder; set another.")
     if not os.access(above, os.W_OK | os.X_OK):
         raise ValueError(f"{field} is {folder!r}, but this user cannot write in {above}; set another.")
+    if (place / CONFIG_FILE).is_file() and not _is_of_a_run(place / CONFIG_FILE):
+        raise ValueError(
+            f"{field} is {folder!r}, whose {CONFIG_FILE} is no run's: it would be replaced. A model's folder? Set another."
+        )
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """A damaged one is taken for a run's: what is wrong with it is told where it is read."""
+    try:
+        there = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(there, dict) or {"output_dir", "rollout", "grpo"} <= set(there)
 
 
 def check_folder(

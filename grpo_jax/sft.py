@@ -61,7 +61,8 @@ def teach(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> None
     s, compiled = this.settings, compilations.Counter()
     if this.whole.step == 0 or this.start.may_deal_anew:
         write_record(this, answers)
-    catch_up(this, answers, learner)
+    if keeping.owes_evaluation(this, every=s.sft.eval_steps):
+        evaluate(this, answers, learner)
     while this.whole.step < s.max_steps:
         step, before = this.whole.step + 1, compiled.total
         with this.stopper.undivided(late=True):  # from the first change of the state on
@@ -74,12 +75,6 @@ def teach(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> None
             evaluate(this, answers, learner)
         if keeping.owes_checkpoint(this, every=s.sft.save_steps):
             keeping.keep(this)
-
-
-def catch_up(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> None:
-    """Evaluates where the run begins, or begins again, without the evaluation that belongs there."""
-    if keeping.owes_evaluation(this, every=this.settings.sft.eval_steps):
-        evaluate(this, answers, learner)
 
 
 def evaluate(this: Run, answers: WorkedAnswers, learner: SupervisedLearner) -> None:

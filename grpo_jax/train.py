@@ -74,7 +74,8 @@ def main(arguments: Sequence[str]) -> None:
 def train(run: Run) -> None:
     """The loop, from the first step that is not yet done to the last."""
     last, compiled = run.settings.max_steps, compilations.Counter()
-    catch_up(run)
+    if keeping.owes_evaluation(run, every=run.settings.evaluation.eval_steps):
+        look(run, step=run.whole.step)
     while run.whole.step < last:
         step = run.whole.step + 1
         started, before = time.perf_counter(), compiled.total
@@ -94,12 +95,6 @@ def train(run: Run) -> None:
             look(run, step=step)
         if keeping.owes_checkpoint(run, every=run.settings.checkpoint.save_steps):
             keeping.keep(run)
-
-
-def catch_up(run: Run) -> None:
-    """Evaluates where the run begins, or begins again, without the evaluation that belongs there."""
-    if keeping.owes_evaluation(run, every=run.settings.evaluation.eval_steps):
-        look(run, step=run.whole.step)
 
 
 def act(run: Run, step: int) -> tuple[Rollout, np.ndarray]:

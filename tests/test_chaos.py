@@ -98,7 +98,7 @@ time.sleep(60)
 
 def test_a_kill_finds_what_outlives_it(tmp_path):
     (tmp_path / "run").mkdir()
-    run = killing.Watched([sys.executable, "-c", PROGRAM], tmp_path / "run", tmp_path / "log", limit=2)
+    run = killing.Watched([sys.executable, "-c", PROGRAM], tmp_path / "run", tmp_path / "log")
     assert killing.now_in(run) == ["building"]
     aim = Aim("compile", 1, 0.0)
     assert killing.kill_at(run, aim, {"compile": 0.0}, plain=chaos.is_plain)

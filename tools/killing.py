@@ -19,19 +19,17 @@ from pathlib import Path
 
 LOOK_S = 0.0005  # between two looks
 PLAN, EVALUATING, EVALUATED = "sampling plan", "evaluating on", "evaluation after step"
+COMMITTED_S = 0.005  # so long a checkpoint counts as just committed
 ORPHANS_END_WITHIN_S = 10.0
 
 
 class Watched:
     """One start of the program, and what it has shown so far."""
 
-    def __init__(self, command: list[str], folder: Path, log: Path, *, limit: int):
-        """Starts it.
-
-        Args:
-            limit: checkpoints that it keeps.
-        """
-        self.folder, self.checkpoints, self.limit = folder, folder / "checkpoints", limit
+    def __init__(self, command: list[str], folder: Path, log: Path):
+        """Starts it."""
+        self.folder, self.checkpoints = folder, folder / "checkpoints"
+        self.known, self.committed_at = self.kept(), 0.0  # steps, and when the last one got its name
         self.log, self.text = log, ""
         self.exported_before = (folder / "final").exists()
         self.told_before: int | None = None  # bytes of metrics.jsonl when it was ready to tell more
@@ -44,6 +42,8 @@ class Watched:
 
     def look(self) -> None:
         """Reads what is new."""
+        if kept := self.kept() - self.known:
+            self.known, self.committed_at = self.known | kept, time.monotonic()
         self.text += self._reading.read()
         told = self.folder / "metrics.jsonl"
         if self.told_before is None and PLAN in self.text:
@@ -61,7 +61,7 @@ class Watched:
         return {int(name) for name in self._names() if name.isdigit()}
 
     def is_saving(self) -> bool:
-        return any("tmp" in name for name in self._names())
+        return any(name.endswith(".unfinished") for name in self._names())
 
     def _names(self) -> list[str]:
         try:
@@ -94,13 +94,13 @@ SIGNS: dict[str, Callable[[Watched], bool]] = {  # phases that can be seen, and 
     "compile": lambda run: run.told_before is not None and not run.steps,
     "evaluation": lambda run: run.text.count(EVALUATING) > run.text.count(EVALUATED),
     "saving": lambda run: run.is_saving(),
-    "deleting": lambda run: len(run.kept()) > run.limit,  # a new one is whole, an older one is still there
+    "committed": lambda run: time.monotonic() - run.committed_at < COMMITTED_S,  # older ones are now deleted
     "export": lambda run: (run.folder / "final.unfinished").exists(),
     "report": lambda run: (run.folder / "final").exists() and not run.exported_before,
 }
 INSIDE = {"sampling": "time/sample", "judging": "time/judge", "update": "time/update"}  # in this order
 PHASES = (*SIGNS, *INSIDE)
-REPEATED = {"evaluation", "saving", *INSIDE}  # a start goes through them several times
+REPEATED = {"evaluation", "saving", "committed", *INSIDE}  # a start goes through them several times
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,7 +81,7 @@ def run(output: Path, options: argparse.Namespace, overrides: list[str]) -> list
     }
     command = [sys.executable, "-m", "grpo_jax.train", f"--config={options.config}"]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
-    watched, looks = Watched([*command, *overrides], output / "run", output / "run.log", limit=2), []
+    watched, looks = Watched([*command, *overrides], output / "run", output / "run.log"), []
     while watched.process.poll() is None:
         watched.look()
         if watched.steps:

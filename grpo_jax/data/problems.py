@@ -93,8 +93,8 @@ def load_task(
     if not found.problems:
         raise ValueError(
             f"no problem of {task.source.dataset!r} can be used: {found.summary()}; look at "
-            "config.data.answer_pattern and config.data.max_prompt_length "
-            f"(now {task.answer_pattern!r} and {params.max_prompt_length})"
+            "config.data.answer_field, config.data.answer_pattern and config.data.max_prompt_length "
+            f"(now {task.answer_field!r}, {task.answer_pattern!r} and {params.max_prompt_length})"
         )
     return dataclasses.replace(found, num_rows=num_rows)
 

@@ -52,8 +52,10 @@ def fields_of(there: Collection[str], task: ResolvedTask, params: DataParams) ->
             task.answer_field: "answer_field",
             task.solution_field: "solution_field",
         }
+        (only,) = there if len(there) == 1 else ("",)
+        commas = " (a .csv has commas between its fields)" if re.search(r"[;\t|]", only) else ""
         raise ValueError(
-            f"{task.source.dataset!r} has no field {missing[0]!r}; its fields are {sorted(there)}; "
+            f"{task.source.dataset!r} has no field {missing[0]!r}; its fields are {sorted(there)}{commas}; "
             f"set config.data.{settings.get(missing[0], 'extra_fields')}"
         )
     return needed

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import pathlib
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from grpo_jax import hub
 from grpo_jax.data import word_problems
 
 if TYPE_CHECKING:
@@ -27,13 +29,18 @@ FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv"
 class Columns(Mapping):
     """Columns of a table by field name; only those that are asked for become Python values."""
 
-    def __init__(self, table: datasets.Dataset):
-        self._table = table
+    def __init__(self, table: datasets.Dataset, dataset: str):
+        self._table, self._dataset = table, dataset
 
     def __getitem__(self, field: str) -> list[Any]:
         if field not in self._table.column_names:
             raise KeyError(field)
-        return self._table[field][:]
+        try:
+            return self._table[field][:]
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"the field {field!r} of {self._dataset!r} holds text that is not UTF-8 ({error.reason}); save it as UTF-8"
+            ) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._table.column_names)
@@ -92,10 +99,10 @@ def read_columns(
         return file_columns(path, split=split)
     if path.is_file():
         raise ValueError(
-            f"config.data.dataset {dataset!r} ends in {path.suffix!r}; "
-            f"a file must end in one of {sorted(FILE_FORMATS)}"
+            f"config.data.dataset {dataset!r} ends in {path.suffix!r}; a file must end in one of "
+            f"{sorted(FILE_FORMATS)}: unpack or convert it"
         )
-    return Columns(load_hub(dataset, name=name, split=split))
+    return Columns(load_hub(dataset, name=name, split=split), dataset)
 
 
 def stream_rows(dataset: str, *, name: str = "", split: str = "train") -> RowStream:
@@ -136,8 +143,7 @@ def parse_slice(split: str) -> tuple[str, int, int | None]:
 
 
 def streamed_file(path: pathlib.Path, *, split: str) -> datasets.IterableDataset:
-    import datasets
-
+    datasets = _quiet_datasets()
     check_file(path)
     if path.suffix == ".json":
         raise ValueError(
@@ -162,11 +168,10 @@ def embedded_columns(dataset: str, *, split: str, num: int) -> dict[str, list[st
 
 
 def file_columns(path: pathlib.Path, *, split: str) -> Columns:
-    import datasets
     from datasets.exceptions import DatasetGenerationError
 
+    datasets = _quiet_datasets()
     check_file(path)
-    datasets.disable_progress_bars()
     # Its own cache, thrown away: a shared one may answer for an older file of the same name.
     with tempfile.TemporaryDirectory() as cache:
         try:
@@ -179,9 +184,40 @@ def file_columns(path: pathlib.Path, *, split: str) -> Columns:
                 **csv_options(path),
             )
         except (DatasetGenerationError, ValueError) as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            raise ValueError(f"the data file {str(path)!r} cannot be read: {reason}") from error
-        return Columns(table)
+            raise ValueError(unread(path, split, error)) from error
+        return Columns(table, str(path))
+
+
+def unread(path: pathlib.Path, split: str, error: Exception) -> str:
+    """Why a file cannot be read, in one line: the split, the line of the file, or what the reader says."""
+    reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+    if "corresponds to no data" in reason:
+        return f"the data file {str(path)!r} has no rows in the split {split!r}; set config.data.split (or evaluation.split)"
+    if "instruction" in reason or "slice" in reason:
+        return (
+            f"the split {split!r} is none: {reason} Slices look like 'train[:1000]' or 'train[:30%]'; set "
+            "config.data.split (or evaluation.split)"
+        )
+    if path.suffix == ".jsonl" and (line := bad_line(path)):
+        return f"the data file {str(path)!r} cannot be read: {line}"
+    return f"the data file {str(path)!r} cannot be read: {reason}"
+
+
+def bad_line(path: pathlib.Path) -> str:
+    """The first line that is not a JSON object, and why; "" where all are."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line.decode("utf-8")) if line.strip() else {}
+            except UnicodeDecodeError as error:
+                return f"line {number} is not UTF-8 ({error.reason}); save it as UTF-8"
+            except ValueError as error:
+                return f"line {number} is not JSON ({error}); each line must be one object"
+            if not isinstance(row, dict):
+                return (
+                    f"line {number} is no JSON object but {type(row).__name__}; each line must be one object"
+                )
+    return ""
 
 
 def check_file(path: pathlib.Path) -> None:
@@ -203,13 +239,25 @@ def csv_options(path: pathlib.Path) -> dict[str, Any]:
     return {"features": features, "keep_default_na": False}
 
 
-def load_hub(dataset: str, *, name: str, split: str, streaming: bool = False) -> Any:
+def _quiet_datasets() -> Any:
+    """The library, which from now on draws no bars and logs nothing: what it raises is told by us, once."""
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    return datasets
+
+
+def load_hub(dataset: str, *, name: str, split: str, streaming: bool = False) -> Any:
+    datasets, trouble = _quiet_datasets(), hub.trouble()
     try:
         return datasets.load_dataset(dataset, name or None, split=split, streaming=streaming)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{str(error).splitlines()[0]}; set config.data.dataset (evaluate.py: --data) to a data set of the hub or to "
+            f"a file that ends in one of {sorted(FILE_FORMATS)}"
+        ) from error
     except ConnectionError as error:
         raise ConnectionError(
-            f"the hub cannot be reached for {dataset!r}: {error}; set config.data.dataset (evaluate.py: --data) to a local file"
+            f"the hub cannot be reached for {dataset!r}: {trouble or error}; set config.data.dataset (evaluate.py: --data) to a local file"
         ) from error

@@ -12,6 +12,7 @@ import importlib.util
 import math
 import pathlib
 import sys
+import traceback
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,10 +194,20 @@ def _own_task(name: str) -> Task:
         raise ValueError(f"the task file {path_text!r} must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"the task file {_failed_at(path, error)}") from error
     task = getattr(module, attribute, None)
     if not isinstance(task, Task):
         raise ValueError(
             f"{attribute!r} in {path_text!r} must be a grpo_jax.data.tasks.Task; got {type(task).__name__}"
         )
     return task
+
+
+def _failed_at(path: pathlib.Path, error: Exception) -> str:
+    """FILE, line N: what a user's file raised."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 0
+    return f"{str(path)!r} cannot be run, line {line}: {type(error).__name__}: {' '.join(str(error).split())}"

@@ -19,6 +19,12 @@ from grpo_jax.rewards import signatures
 from grpo_jax.rewards.grade import RewardFunction
 from grpo_jax.rewards.signatures import Signature
 
+THEIR_PARAMETERS = {
+    **dict.fromkeys(("completions", "prompts", "completion_ids"), "TRL"),
+    **dict.fromkeys(("data_source", "solution_str", "ground_truth"), "verl"),
+}
+"""Parameters by which other trainers hand over what they want judged."""
+
 
 class Found(NamedTuple):
     """Where a function of the user's own is, and how it is called."""
@@ -45,7 +51,18 @@ def find(place: str, function: str) -> Found:
         hint = f"did you mean {near[0]!r}?" if near else f"it has {sorted(names)}"
         raise ValueError(f"the reward file {place!r} has no function {function!r}; {hint}")
     node = names[function]
+    if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
+        raise ValueError(
+            f"{function!r} in the reward file {place!r} is {ast.unparse(node.value)}, no function; "
+            "correct config.reward.reward_funcs"
+        )
     known = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    if known and (theirs := [a.arg for a in node.args.args if a.arg in THEIR_PARAMETERS]):
+        raise ValueError(
+            f"the reward {function!r} takes `{theirs[0]}`, as {THEIR_PARAMETERS[theirs[0]]} calls it; here a reward takes "
+            f"one `attempt` (attempt.completion, attempt.answer, attempt.extra) or a group's `{signatures.GROUP_PARAMETER}`: "
+            "see the head of grpo_jax/rewards/grade.py"
+        )
     return Found(str(path), "" if by_file else place, signatures.of_source(node) if known else None)
 
 

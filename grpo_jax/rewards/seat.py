@@ -112,7 +112,10 @@ class Seat:
                 if "ready" in reply:
                     return process
                 process.close()
-                raise RuntimeError(f"a judge worker cannot start: {reply['failed']}")
+                raise RuntimeError(
+                    f"a judge worker cannot start: {reply['failed']}; mend that, or choose other rewards in "
+                    "config.reward.reward_funcs"
+                )
         raise RuntimeError(f"a judge worker cannot start: {why}")
 
     def _next_batch(self) -> list[Work]:

@@ -216,7 +216,7 @@ def test_a_setting_that_does_not_fit_is_named(changes, message, tmp_path, tokeni
     [
         ("a.jsonl", "", "is empty"),
         ("a.jsonl", '{"question": "a?",\n', "cannot be read"),
-        ("a.csv", "question,answer\n", "cannot be read.*no data"),
+        ("a.csv", "question,answer\n", "has no rows in the split"),
         ("a.txt", "a?", r"ends in '\.txt'"),
         ("a.jsonl", '{"question": "", "answer": "1"}\n', "row 0 .* no text in 'question'"),
         (

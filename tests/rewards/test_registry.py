@@ -116,7 +116,7 @@ def test_how_a_function_is_called_is_read_from_its_source(
 
 
 def test_a_function_with_two_parameters_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text("def f(completions, answers): ...\n")
+    (tmp_path / "own.py").write_text("def f(completion, answer): ...\n")
     with pytest.raises(ValueError, match="must take one parameter, an attempt"):
         registry.resolve(f"{tmp_path / 'own.py'}:f")
 
