@@ -34,9 +34,9 @@ CAUSES = {  # what is compared, in the order of a step -> what may be behind its
     "of them were (another mesh, device or version)",
     "rewards": "the completions are the same: a reward function or its options were others, or it does not say "
     "the same twice (a deadline, a clock, another model)",
-    "gradient": "samples and rewards are the same: config.grpo or config.reward was another, or sums were taken "
-    "in another order (another mesh, device or version)",
-    "params": "the gradient is the same: config.optimizer was another",
+    "gradient": "samples and rewards are the same: config.grpo or config.reward was another, with several updates a "
+    "step config.optimizer too, or sums were taken in another order (another mesh, device or version)",
+    "params": "the gradients are the same: config.optimizer was another",
 }
 SHOWN = ("reward", "loss", "grad_norm", "learning_rate")  # numbers that say how much differs
 OVERRIDES: dict[str, Any] = {  # of the run's config; what decides no number of a step
@@ -163,9 +163,23 @@ def read_config(folder: Path, began: Mapping[str, Any]) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} has no {path.name}: give --run the folder of a run.")
     if (folder / run_folder.SUPERVISED_FILE).is_file():
         raise ValueError(f"{folder} holds a supervised run; only steps of grpo_jax.train can be replayed.")
-    found = [read_json(name) for name in (path, *sorted(folder.glob("config_until_step_*.json")))]
+    found = [
+        with_tuples(read_json(name)) for name in (path, *sorted(folder.glob("config_until_step_*.json")))
+    ]
     wanted = began.get("config_digest")
     return next((config for config in found if starts.config_digest(config) == wanted), found[0])
+
+
+def with_tuples(config: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples, configs have no lists."""
+    return {
+        name: with_tuples(value)
+        if isinstance(value, dict)
+        else tuple(value)
+        if isinstance(value, list)
+        else value
+        for name, value in config.items()
+    }
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -219,7 +233,7 @@ def devices_of(began: Mapping[str, Any], s: Settings) -> int:
 
 def own_config(config: dict[str, Any], folder: Path, place: Path) -> dict[str, Any]:
     """The run's config for one process and another folder; what is written goes there."""
-    own = json.loads(json.dumps(config)) | {"output_dir": str(place)}
+    own: dict[str, Any] = with_tuples(config) | {"output_dir": str(place)}  # sections of its own
     for name, value in OVERRIDES.items():
         section, _, field = name.partition(".")
         if field in own[section]:

@@ -287,7 +287,7 @@ def test_a_pointer_of_git_lfs_is_told_as_such(model):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1297552\n"
     (model / "model.safetensors").write_text(pointer)
     text = failed("model", f"--config.model.path={model}")
-    assert "model.safetensors is a Git LFS pointer" in text and "git lfs pull" in text
+    assert "model.safetensors is a pointer of Git LFS" in text and "git lfs pull" in text
 
 
 def test_values_that_are_not_finite_are_counted_by_tensor(model):

@@ -17,6 +17,7 @@ from grpo_jax import (
     checkpoint_folder,
     checkpoints,
     command_line,
+    json_files,
     policy,
     resuming,
     run,
@@ -35,7 +36,6 @@ from grpo_jax.models.spec import ModelSpec
 from grpo_jax.sampling.plan import GIB
 from grpo_jax.settings import Settings
 
-LFS = b"version https://git-lfs.github.com/spec/"  # how a pointer begins that stands for a large file
 SAY_EVERY_S = 5.0  # while weights are read
 MOST_NAMES = 5  # in one line
 ANSWER = "The answer is 47."
@@ -53,6 +53,7 @@ def config(case: Case) -> str:
 def rules(case: Case) -> str:
     """Every rule that needs no file, for the devices that are here and one process."""
     case.mesh, case.specs = run.checked(case.settings)
+    settings_checks.check_best(case.settings, saving="checkpoint", evaluating="evaluation")
     told = [
         f"mesh {dict(case.mesh.shape)}",
         *(f"note: {note}" for note in settings_checks.notes(case.settings)),
@@ -100,11 +101,9 @@ def model(case: Case) -> str:
     """Configuration, index and shards; each tensor's name, shape and dtype, from headers."""
     s = case.settings
     folder = local_folder(case)
-    if pointers := lfs_pointers(folder):
-        raise ValueError(
-            f"{folder}: {listed(pointers)} {'is a' if len(pointers) == 1 else 'are'} Git LFS pointer"
-            f"{'' if len(pointers) == 1 else 's'}, not what they stand for; run `git lfs pull` there"
-        )
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            json_files.check_no_pointer(path)
     spec = registry.read_spec(folder)
     settings_checks.check_model(s, spec, tensor=case.mesh.shape["tensor"])
     files = hf_files.WeightFiles(folder)
@@ -121,23 +120,12 @@ def local_folder(case: Case) -> Path:
     return policy._local_folder(path)
 
 
-def lfs_pointers(folder: Path) -> list[str]:
-    """Files of a clone whose content was never fetched."""
-    found = []
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.stat().st_size < 1024:
-            with path.open("rb") as file:
-                if file.read(len(LFS)) == LFS:
-                    found.append(path.name)
-    return found
-
-
 def weights(case: Case) -> str:
     """Every value of every tensor, one tensor after the other: NaN and infinite ones are counted."""
     files = hf_files.WeightFiles(local_folder(case))
     told, wrong, largest = time.monotonic(), [], 0.0
     for count, name in enumerate(sorted(files.home)):
-        values = files.tensor(name)
+        values = files.values(name)
         if bad := int(values.size - np.isfinite(values).sum()):
             nan = int(np.isnan(values).sum())
             wrong.append(f"{name} has {nan} NaN and {bad - nan} infinite values of {values.size}")
@@ -187,6 +175,7 @@ def listed(names: list[str], between: str = ", ") -> str:
 def tokenizer(case: Case) -> str:
     """Text comes back from its ids, the chat template keeps it, and all agree where an answer ends."""
     case.policy = opened = policy.open_policy(case.settings.model)
+    settings_checks.check_sampling(case.settings, opened, platform=case.mesh.devices.flat[0].platform)
     found = opened.tokenizer
     told = [f"{opened.num_valid_ids} ids, {opened.model.spec.vocab_size} embedded"]
     if any(task.template.chat for task in data_params.resolve(case.settings.data, held_out=False)):

@@ -49,7 +49,7 @@ class WeightFiles:
 
         Raises: ValueError for one with values that are not finite: every update would be lost on it.
         """
-        values = self.home[name].get_tensor(name).astype(np.float32)
+        values = self.values(name)
         if values.size and not np.isfinite([values.min(), values.max()]).all():  # NaN passes through both
             bad = int(values.size - np.isfinite(values).sum())
             raise ValueError(
@@ -57,6 +57,10 @@ class WeightFiles:
                 "the file is damaged, or its training had failed. Fetch it again, or take another one."
             )
         return values
+
+    def values(self, name: str) -> np.ndarray:
+        """As `tensor`, whatever the values are."""
+        return self.home[name].get_tensor(name).astype(np.float32)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.home[name].get_slice(name).get_shape())
