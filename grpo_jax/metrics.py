@@ -360,12 +360,12 @@ def untimed(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tell_again(metrics_file: Path, step: int, sink: Sink) -> None:
-    """Gives a tracker what the file tells of one step."""
+    """Gives a tracker the numbers that the file tells of one step."""
     if metrics_file.exists():
         for line in map(json.loads, metrics_file.read_text(encoding="utf-8").splitlines()):
             if line["step"] == step:
                 told = {name: x for name, x in line.items() if name not in ("step", "seconds")}
-                sink.write(step, {name: x for name, x in told.items() if x is not None})
+                sink.write(step, {name: x for name, x in told.items() if isinstance(x, int | float)})
 
 
 def check_trackers(params: TellingParams) -> None:

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grpo_jax import hub, text
 from grpo_jax import mesh as mesh_lib
-from grpo_jax import text
 from grpo_jax.models import (
     decode_attention,
     decoder,
@@ -302,10 +302,12 @@ def _local_folder(path: str) -> Path:
         )
     from huggingface_hub import snapshot_download
 
+    trouble = hub.trouble()
     try:
         return Path(snapshot_download(path, allow_patterns=[*WEIGHT_FILES, *text.TOKENIZER_FILES]))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{path!r} is no folder here and could not be fetched from the hub ({str(error).splitlines()[0]}). "
+            f"{path!r} is no folder here and could not be fetched from the hub "
+            f"({trouble or str(error).splitlines()[0]}). "
             "Set config.model.path to a model folder."
         ) from None

@@ -96,10 +96,12 @@ def check_place(folder: str, field: str) -> None:
 
 
 def _is_of_a_run(path: Path) -> bool:
+    """A damaged one is taken for a run's: what is wrong with it is told where it is read."""
     try:
-        return {"output_dir", "rollout", "grpo"} <= set(json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        return False
+        there = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(there, dict) or {"output_dir", "rollout", "grpo"} <= set(there)
 
 
 def check_folder(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grpo_jax import json_files
+from grpo_jax import hub, json_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -208,12 +208,13 @@ def tokenizer_folder(source: str | os.PathLike[str]) -> pathlib.Path:
 def fetched_from_hub(repository: str) -> pathlib.Path:
     from huggingface_hub import snapshot_download
 
+    trouble = hub.trouble()
     try:
         return pathlib.Path(snapshot_download(repository, allow_patterns=list(TOKENIZER_FILES)))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{repository!r} is no folder here, and no tokenizer could be fetched from the hub under "
-            f"that name: {str(error).splitlines()[0]}"
+            f"that name: {trouble or str(error).splitlines()[0]}"
         ) from error
 
 

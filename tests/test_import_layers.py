@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: dict[int, set[str]] = {
     0: {
         *("structs", "console", "configs", "endings"),
-        *("json_files", "secret_values", "whole_files", "other_names", "config_file"),
+        *("json_files", "secret_values", "whole_files", "other_names", "config_file", "hub"),
     },
     1: {
         "models",
@@ -76,16 +76,17 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "compilations": set(),
     "command_line": {"config_file", "endings", "overrides", "secret_values"},
     "overrides": {"other_names"},
+    "hub": set(),
     "alarms": set(),
     "endings": set(),
     "stop_strings": set(),
-    "text": {"json_files"},
+    "text": {"hub", "json_files"},
     "rewards": {"structs", "secret_values"},
     "metrics": {"console", "trackers"},
     "report": {"charts", "console"},
     "charts": {"console"},
     "trackers": set(),
-    "data": {"structs", "text"},
+    "data": {"structs", "text", "hub"},
     # acting, judging and learning are strangers: they meet in rollout and train, through structs
     "sampling": {"structs", "chips", "mesh", "models", "distributed"},
     "learning": {"structs", "mesh", "models", "distributed", "digests"},

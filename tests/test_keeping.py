@@ -20,7 +20,7 @@ from tests.test_failed_saves import files_at_most
 def run_in(folder, **fields: Any) -> Any:
     """As much of a run as keeping needs, after its first step."""
     s = settings.read(base.get_config().to_dict())
-    made = types.SimpleNamespace(
+    made: Any = types.SimpleNamespace(
         settings=dataclasses.replace(s, checkpoint=dataclasses.replace(s.checkpoint, **fields)),
         state={"w": jnp.ones(3)},
         ref_params=None,

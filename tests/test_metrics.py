@@ -171,7 +171,7 @@ def test_an_evaluation_that_will_be_told_again_is_removed_with_its_samples(tmp_p
 
 def test_tensorboard_forgets_the_evaluation_and_is_given_its_step_again(tmp_path):
     with open_teller(tmp_path, tensorboard=True) as teller:
-        teller.tell_step(2, {"reward": 0.5, "loss": float("nan")})
+        teller.tell_step(2, {"reward": 0.5, "loss": float("nan"), "digest/samples": "0123456789abcdef"})
         teller.tell_evaluation(2, {"accuracy": 0.5})
     with open_teller(tmp_path, first_step=3, looked=False, tensorboard=True) as teller:
         teller.tell_evaluation(2, {"accuracy": 0.5})

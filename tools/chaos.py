@@ -138,7 +138,8 @@ class Chaos:
                 continue
             if aim and not num_killed:
                 self.missed[aim.phase] += 1
-                aims.insert(0, dataclasses.replace(aims.pop(), number=1))  # such a start has no second one
+                # perhaps there is no second one, or it takes less long than when it was measured
+                aims.insert(0, Aim(aims.pop().phase, 1, aim.part / 2))
             if status := run.end():
                 self.failures.append(f"{run.log} ended with status {status}: {run.text[-500:]}")
                 return

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from grpo_jax import hub
 from grpo_jax.data import word_problems
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ def _quiet_datasets() -> Any:
 
 
 def load_hub(dataset: str, *, name: str, split: str, streaming: bool = False) -> Any:
-    datasets = _quiet_datasets()
+    datasets, trouble = _quiet_datasets(), hub.trouble()
     try:
         return datasets.load_dataset(dataset, name or None, split=split, streaming=streaming)
     except FileNotFoundError as error:
@@ -258,5 +259,5 @@ def load_hub(dataset: str, *, name: str, split: str, streaming: bool = False) ->
         ) from error
     except ConnectionError as error:
         raise ConnectionError(
-            f"the hub cannot be reached for {dataset!r}: {error}; set config.data.dataset (evaluate.py: --data) to a local file"
+            f"the hub cannot be reached for {dataset!r}: {trouble or error}; set config.data.dataset (evaluate.py: --data) to a local file"
         ) from error

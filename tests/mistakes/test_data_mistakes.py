@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,33 @@ HUBS = (
 )
 def test_it_is_told_in_one_line(mistake, run, tmp_path):
     check(mistake, run, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def silent_hub() -> Iterator[str]:
+    """An address that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ours("data.task=gsm8k", "evaluation.task="),
+            ("the hub cannot be reached for 'openai/gsm8k'", "config.data.dataset"),
+        ),
+        (ours("model.path=Qwen/Qwen2.5-0.5B"), ("'Qwen/Qwen2.5-0.5B'", "config.model.path")),
+    ],
+)
+def test_a_hub_that_is_silent_is_told_in_time(arguments, words, silent_hub, run, tmp_path):
+    environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": silent_hub}
+    told = (*words, f"nothing answers at {silent_hub} within 6 s")
+    check(Mistake("silent_hub", arguments, told, environment=environment), run, tmp_path)
+
+
+def test_a_hub_that_is_not_there_is_told_in_time(run, tmp_path):
+    environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    words = ("the hub cannot be reached", "http://127.0.0.1:9", "config.data.dataset")
+    row = Mistake("no_hub", ours("data.task=gsm8k", "evaluation.task="), words, environment=environment)
+    check(row, run, tmp_path)

@@ -372,7 +372,7 @@ SFT_ROWS = (
         within_s=WITH_GOLDS_S,
         program="tools/sft.py",
     ),
-    Mistake("sft_unknown_field", ours("sft.epochs=2"), ("'epochs'",), program="tools/sft.py"),
+    Mistake("sft_unknown_field", ours("sft.epochs=2"), ("'sft.epochs'",), program="tools/sft.py"),
 )
 
 
