@@ -18,15 +18,13 @@ import jax.numpy as jnp
 
 from grpo_jax import (
     alarms,
-    checkpoint_folder,
     checkpoints,
-    console,
     distributed,
     metrics,
+    opening,
     policy,
     problem_loading,
     resuming,
-    roll_backs,
     run_folder,
     settings_checks,
     starts,
@@ -49,7 +47,6 @@ from grpo_jax.settings import Settings
 from grpo_jax.structs import AskedToStop
 
 SMALL_MODEL = 20_000_000  # weights
-Teller = metrics.Teller | metrics.SilentTeller  # of the first process | of the others, and early ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Run:
     policy: policy.Policy
     parts: policy.Parts
     judge: Judge
-    teller: Teller
+    teller: opening.Teller
     keeper: checkpoints.Checkpoints
     problem_batches: dealing.ProblemBatches | streams.StreamedBatches
     held_out: list[problems.ProblemSet]  # evaluated, never trained on; one a task
@@ -118,7 +115,7 @@ def prepare(
     *,
     started_at: float,
     stopper: stopping.Stopper,
-    teller: Teller | None = None,
+    teller: opening.Teller | None = None,
 ) -> Run:
     """Builds everything. Call once, after `distributed.start`.
 
@@ -148,13 +145,9 @@ def prepare(
         s, opened, said, accept=lambda found: problem_loading.golds_read(judge, found)
     )
     use_compilation_cache(s.compilation_cache)
-    own(folder, stopper)
-    write_config(folder, config, changes, s)
-    keeper = make_keeper(s, folder)
-    roll_backs.finish(folder, keeper)
-    start = resuming.begin(keeper, folder, s, changes, last=s.max_steps)
-    teller = teller or open_teller(folder, s, config, start, started_at=started_at)
-    stoppable(stopper, teller)
+    keeper, start = opening.open_folder(folder, s, config, changes, stopper=stopper)
+    teller = teller or opening.open_teller(folder, s, config, start, started_at=started_at)
+    opening.stoppable(stopper, teller)
     said.hand_on(teller)
     prompt_columns = min(rounded_up(longest), s.data.max_prompt_length)
     parts = policy.parts(opened, s.lora, seed=s.seed)
@@ -196,19 +189,6 @@ def prepare(
     return run
 
 
-def own(folder: Path, stopper: stopping.Stopper) -> None:
-    """Takes the run's folder until the run ends. Raises: ValueError as `run_folder.claim`."""
-    if lock := run_folder.claim(folder):
-        stopper.endings.append(lock.release)
-    stopper.checkpoints = folder / run_folder.CHECKPOINTS
-
-
-def stoppable(stopper: stopping.Stopper, teller: Teller) -> None:
-    """A run that is stopped gives the terminal back before its last line, and the folder at the very end."""
-    stopper.endings.insert(0, teller.finish)
-    stopper.say_by(teller.tell_message)
-
-
 def checked(s: Settings) -> tuple[jax.sharding.Mesh, tuple[registry.RewardSpec, ...]]:
     """The mesh and the rewards, after every check that needs no file. Raises: ValueError, FileNotFoundError."""
     mesh = mesh_lib.create(data=s.mesh.data, fsdp=s.mesh.fsdp, tensor=s.mesh.tensor, preset=s.mesh.preset)
@@ -229,18 +209,6 @@ def make_judge(s: Settings, specs: Sequence[registry.RewardSpec]) -> Judge:
     return Judge(
         specs, num_workers=s.reward.num_workers, timeout_s=s.reward.timeout_s, memory_mb=s.reward.memory_mb
     )
-
-
-def make_keeper(s: Settings, folder: Path) -> checkpoints.Checkpoints:
-    """The run's checkpoints; removes what killed saves have left."""
-    keeping = s.checkpoint
-    retention = checkpoints.Retention(
-        save_total_limit=keeping.save_total_limit,
-        keep_every_steps=keeping.keep_every_steps,
-        metric_for_best_model=keeping.best_metric,
-        greater_is_better=keeping.greater_is_better,
-    )
-    return checkpoints.Checkpoints(folder / run_folder.CHECKPOINTS, retention=retention)
 
 
 def limits_of_alarms(s: Settings, opened: policy.Policy) -> alarms.AlarmParams:
@@ -265,35 +233,6 @@ def use_compilation_cache(folder: str) -> None:
     if folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-
-
-def write_config(folder: Path, config: dict[str, Any], changes: run_folder.Changes, s: Settings) -> None:
-    """Writes config.json; where what counts has changed, the one so far stays beside it."""
-    step = resuming.choose(checkpoint_folder.steps(folder / run_folder.CHECKPOINTS), folder, s)
-    run_folder.write_config(folder, config, keep_as=resuming.kept_config(changes, step))
-
-
-def open_teller(
-    folder: Path,
-    s: Settings,
-    config: dict[str, Any],
-    start: resuming.Start,
-    *,
-    started_at: float,
-    table: console.Table = console.GRPO_TABLE,
-) -> Teller:
-    if not distributed.is_first():
-        return metrics.SilentTeller()
-    return metrics.open_teller(
-        folder,
-        params=s.telling,
-        num_steps=s.max_steps,
-        config=config,
-        started_at=started_at,
-        first_step=start.step + 1 if start.step else 0,
-        looked=start.looked,
-        table=table,
-    )
 
 
 def make_collectors(
@@ -367,7 +306,7 @@ def engine_shape(s: Settings, prompt_columns: int) -> EngineShape:
 
 
 def make_learning(
-    s: Settings, mesh: jax.sharding.Mesh, opened: policy.Policy, parts: policy.Parts, teller: Teller
+    s: Settings, mesh: jax.sharding.Mesh, opened: policy.Policy, parts: policy.Parts, teller: opening.Teller
 ) -> tuple[train_state.TrainState, Any, Any, Learner]:
     """The fresh train state, what is frozen, the reference if the loss needs one, and the jitted updates."""
     size, num_trained = num_values(opened.shapes), num_values(parts.trained)

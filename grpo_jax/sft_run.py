@@ -18,10 +18,10 @@ from grpo_jax import (
     console,
     distributed,
     metrics,
+    opening,
     policy,
     problem_loading,
     resuming,
-    roll_backs,
     run,
     run_folder,
     settings_checks,
@@ -70,13 +70,9 @@ def prepare(
     answers = read_answers(s, opened, sets)
     check_record(folder, answers, accept=resuming.accepted(s))
     s = s.supervised(s.sft.num_updates(len(answers.problems)))
-    run.own(folder, stopper)
-    run.write_config(folder, config, changes, s)
-    keeper = run.make_keeper(s, folder)
-    roll_backs.finish(folder, keeper)
-    start = resuming.begin(keeper, folder, s, changes, last=s.max_steps)
-    teller = run.open_teller(folder, s, config, start, started_at=started_at, table=console.SFT_TABLE)
-    run.stoppable(stopper, teller)
+    keeper, start = opening.open_folder(folder, s, config, changes, stopper=stopper)
+    teller = opening.open_teller(folder, s, config, start, started_at=started_at, table=console.SFT_TABLE)
+    opening.stoppable(stopper, teller)
     for sentence in (answers.summary(), first_row(answers, opened)):
         teller.tell_message(sentence)
     this, learner = build(s, mesh, opened, answers, held_out, judge, keeper, teller, start, stopper)
@@ -94,7 +90,7 @@ def build(
     held_out: list[ProblemSet],
     judge: Judge,
     keeper: checkpoints.Checkpoints,
-    teller: run.Teller,
+    teller: opening.Teller,
     start: resuming.Start,
     stopper: Stopper,
 ) -> tuple[Run, SupervisedLearner]:

@@ -49,11 +49,12 @@ FLOORS: dict[int, set[str]] = {
     4: {"evaluation", "dynamic_sampling", "roll_backs"},
     5: {"settings", "worked_answers"},
     6: {"settings_checks", "restored", "problem_loading", "resuming"},
-    7: {"run", "suite"},
-    8: {"keeping", "planning", "sft_run"},
-    9: {"train"},
-    10: {"sft", "doctor", "replaying"},
-    11: {"tools"},
+    7: {"opening"},
+    8: {"run", "suite"},
+    9: {"keeping", "planning", "sft_run"},
+    10: {"train"},
+    11: {"sft", "doctor", "replaying"},
+    12: {"tools"},
 }
 
 KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the floors below it

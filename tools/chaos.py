@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is there
+
 from grpo_jax import command_line, digests, metrics, restored
 from grpo_jax import mesh as mesh_lib
 from tools import killing

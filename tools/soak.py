@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is there
+
 from grpo_jax import command_line
 from tools.chaos import CUT_DOWN
 from tools.killing import Watched
