@@ -141,9 +141,9 @@ class Stopper:
     def begin_change(self) -> None:
         """Right before the first change of the state: what came before it may be given up.
 
-        Every process must call it. Raises: Stopped if any of several was asked to stop.
+        Every process must call it. Raises: Stopped if any of them was asked to stop.
         """
-        if self.others and (status := distributed.largest([self.asked])[0]):
+        if not self._divided and (status := distributed.largest([self.asked])[0]):
             raise Stopped(status)
         self._divide()
 
