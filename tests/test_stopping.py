@@ -302,7 +302,7 @@ def test_a_run_that_is_stopped_in_every_phase_ends_as_the_unbroken_one(micro, pr
 
     ran = run.start(checkpoint__save_steps=1)
     ran.wait_for((run.folder / "checkpoints" / "5.unfinished").exists)
-    run.check("saving of step 5", ran, 5)
+    run.check("saving of step 5", ran, 5, 6)  # of which the next may have been quicker
 
     ran = run.start()
     ran.wait_for((run.folder / "final.unfinished").exists)
