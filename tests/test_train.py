@@ -126,7 +126,7 @@ def test_a_killed_run_ends_as_one_that_was_not(short_run, tmp_path, cache):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    wait_for_step(folder, 3, process)
+    wait_for(folder / "checkpoints" / "2", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     said = run(folder, *SHORT, cache)
@@ -254,17 +254,13 @@ def test_the_default_run_learns_and_shuffled_rewards_do_not(tmp_path, cache):
     assert control[-1] - control[0] < 0.065
 
 
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+def wait_for(path: Path, process: subprocess.Popen) -> None:
     deadline = time.time() + 300
     while time.time() < deadline and process.poll() is None:
-        if (folder / "metrics.jsonl").is_file():
-            told = [
-                line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"reward"' in line
-            ]
-            if len(told) >= step:
-                return
+        if path.exists():
+            return
         time.sleep(0.05)
-    raise AssertionError(f"step {step} was never told; the program ended with {process.poll()}")
+    raise AssertionError(f"{path} was never there; the program ended with {process.poll()}")
 
 
 def arrays(folder: Path, step: int) -> list[np.ndarray]:
