@@ -21,14 +21,11 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # what prompts
 def make_model(
     shape: str, folder: Path, *, seed: int, mesh: jax.sharding.Mesh
 ) -> tuple[policy.Policy, decoder.Params]:
-    """Writes the folder, float32; returns what is in it. No sampled token ends a completion."""
+    """Writes the folder, float32; returns what is in it. Each side keeps completions from ending early."""
     config = SHAPES[shape]
     with tempfile.TemporaryDirectory() as source:
         (Path(source) / "config.json").write_text(json.dumps(config))
-        # the id behind the last one: it ends completions, and is never sampled
-        (Path(source) / "generation_config.json").write_text(
-            json.dumps({"eos_token_id": config["vocab_size"]})
-        )
+        (Path(source) / "generation_config.json").write_text(json.dumps({"eos_token_id": 0}))
         write_tokenizer(Path(source), config["vocab_size"])
         spec = registry.read_spec(source)
         shardings = mesh_lib.parameter_shardings(mesh, decoder.build(spec)[1])

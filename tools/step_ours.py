@@ -68,6 +68,7 @@ def decided_fields(work: StepWork, output_dir: str) -> dict[str, Any]:
         "rollout.num_prompts": work.num_prompts,
         "rollout.num_generations": work.num_generations,
         "rollout.max_completion_length": work.new_tokens,
+        "rollout.min_completion_length": work.new_tokens,
         "rollout.temperature": 1.0,
         "reward.reward_funcs": f"{Path(step_reward.__file__).resolve()}:checksum",
         "reward.reward_weights": "1.0",
