@@ -31,9 +31,11 @@ def of_array(array: jax.Array) -> jax.Array:
     places = jnp.zeros(array.shape, jnp.uint32)
     for axis, size in enumerate(array.shape):
         places = places * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-    return jnp.stack(
-        [_mixed(bits ^ _mixed(places + jnp.uint32(salt))).sum(dtype=jnp.uint32) for salt in _SALTS]
-    )
+    words = tuple(_mixed(bits ^ _mixed(places + jnp.uint32(salt))) for salt in _SALTS)
+    # One reduction for both sums: XLA would write the words of a plain sum to memory on a CPU.
+    zeros, axes = (jnp.uint32(0),) * len(words), range(array.ndim)
+    sums = jax.lax.reduce(words, zeros, lambda a, b: tuple(map(jnp.add, a, b)), axes)
+    return jnp.stack(sums)
 
 
 def of_tree(tree: Any) -> dict[str, str]:

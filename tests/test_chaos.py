@@ -60,7 +60,8 @@ def test_a_difference_is_found(output, what, tmp_path):
         (run / "final" / "config.json").write_text("{}")
     else:
         text = (run / what).read_text()
-        (run / what).write_text(text.replace('"step": 3', '"step": 2', 1))
+        assert '"step": 4' in text
+        (run / what).write_text(text.replace('"step": 4', '"step": 5', 1))
     checking.check_ended(run)
     assert [f"{what} is not that of" in failure for failure in checking.failures] == [True]
 
