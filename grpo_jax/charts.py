@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from grpo_jax import console
+from grpo_jax import harmless_text
 
 Points = Sequence[tuple[float, float]]
 
@@ -252,4 +252,4 @@ def _merged(
 
 def escaped(value: Any) -> str:
     """Text for HTML and SVG; what a terminal or a browser would not show is spelled out."""
-    return html.escape(console.printable(str(value)))
+    return html.escape(harmless_text.printable(str(value)))

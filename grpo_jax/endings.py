@@ -18,6 +18,7 @@ from __future__ import annotations
 import signal
 
 ALARM = 4
+REPLAY_DIFFERS = 5
 NOBODY_READS = 141  # 128 + SIGPIPE, as of other programs
 STOP_STATUSES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 """Signals that stop a run -> exit status: 128 + number, as shells have it; all but Ctrl-C end as SIGTERM does."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from grpo_jax import alarms, checkpoints, distributed, endings, policy, report, resuming, roll_backs
+from grpo_jax import alarms, checkpoints, distributed, endings, policy, report, resuming, roll_backs, starts
 from grpo_jax.alarms import Raised
 from grpo_jax.endings import Ended
 from grpo_jax.roll_backs import RollBack
@@ -114,16 +114,11 @@ def restore_data(run: Run, position: dict[str, Any]) -> str:
 
 def place(run: Run) -> dict[str, Any]:
     """Where the run's numbers are made: with all of this the same, a resumed run has the same bits."""
-    mesh = run.learner.mesh
+    on_cpus = jax.default_backend() == "cpu"
     return {
-        "mesh": dict(mesh.shape),
-        "processes": jax.process_count(),
+        **starts.place(run.learner.mesh),
         "slots": run.collector.engine.plan.num_slots,  # on accelerators as many as memory was free
-        "device": mesh.devices.flat[0].device_kind,
-        "cores": os.cpu_count()
-        if jax.default_backend() == "cpu"
-        else 0,  # matrix products are cut among them
-        "jax": jax.__version__,
+        "cores": os.cpu_count() if on_cpus else 0,  # matrix products are cut among them
     }
 
 

@@ -12,22 +12,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import math
 import numbers
 import os
 import re
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from grpo_jax import console, trackers
+from grpo_jax import console, harmless_text, step_lines, told_files, trackers
+from grpo_jax.told_files import JsonLines
 from grpo_jax.trackers import Closes, Sink
 
-METRICS_FILE = "metrics.jsonl"
-SAMPLES_FILE = "samples.jsonl"
 WANDB_MODES = ("online", "offline", "disabled")
 ON_POLICY_NOTE = (
     "the loss prints 0 because the update is on-policy: each ratio is exactly 1 and a group's advantages "
@@ -41,14 +38,6 @@ JUDGE_NOTE = (
     "config.reward.num_workers higher, or config.rollout.num_slots lower so that fewer completions end at last"
 )
 REPEAT_NOTE_AFTER_STEPS = 100
-TIMED = {  # and what begins with time/: everything else is the same in equal runs
-    "seconds",
-    "tokens_per_second",
-    "sampling/tokens_per_second_per_device",
-    "sampling/roofline_share",
-    "judge/hidden",
-    "compilations",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +94,7 @@ def open_teller(
     first_step: int = 0,
     looked: bool = True,
     stream: TextIO | None = None,
-    table: console.Table = console.GRPO_TABLE,
+    table: step_lines.Table = step_lines.GRPO_TABLE,
 ) -> Teller:
     """The first process's teller: opens the files and trackers, then starts the progress bar.
 
@@ -113,7 +102,7 @@ def open_teller(
         num_steps: of the whole run.
         config: resolved, as plain dictionaries; goes to the trackers, to no file of ours.
         started_at: `time.time()` when the program started; `seconds` counts from there.
-        first_step: the first step that this program will tell, 0 at a new start; see `rewind`.
+        first_step: the first step that this program will tell, 0 at a new start; see `told_files.rewind`.
         looked: False: it tells the evaluation of the step before that, too.
         stream: where the console's lines go; stdout when None.
         table: what the console's step lines show.
@@ -123,13 +112,14 @@ def open_teller(
     check_trackers(params)
     folder = Path(run_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    rewind(folder, first_step, looked=looked)
+    told_files.rewind(folder, first_step, looked=looked)
     tracker = {"project": params.project, "name": params.run_name or folder.name, "config": config}
     sinks: list[Sink] = []
     if params.tensorboard:
         board = trackers.TensorBoard(folder / "tensorboard", first_step=first_step - (not looked))
         if not looked:  # it forgets whole steps only
-            tell_again(folder / METRICS_FILE, first_step - 1, board)
+            for told in told_files.numbers_of(folder / told_files.METRICS_FILE, first_step - 1):
+                board.write(first_step - 1, told)
         sinks.append(board)
     if params.wandb != "disabled":
         sinks.append(trackers.Wandb(folder, mode=params.wandb, **tracker))
@@ -137,8 +127,8 @@ def open_teller(
         sinks.append(trackers.Trackio(**tracker))
     return Teller(
         sinks,
-        metrics_file=JsonLines(folder / METRICS_FILE),
-        samples_file=JsonLines(folder / SAMPLES_FILE),
+        metrics_file=JsonLines(folder / told_files.METRICS_FILE),
+        samples_file=JsonLines(folder / told_files.SAMPLES_FILE),
         screen=console.open_screen(
             stream,
             num_steps=num_steps,
@@ -297,7 +287,7 @@ class EarlyTeller(SilentTeller):
         if self._run_teller:
             self._run_teller.tell_message(text)
         else:
-            print(console.printable(text), flush=True)
+            print(harmless_text.printable(text), flush=True)
 
 
 def step_notes(metrics: Mapping[str, float], *, on_policy: bool) -> tuple[str, ...]:
@@ -314,58 +304,6 @@ def step_notes(metrics: Mapping[str, float], *, on_policy: bool) -> tuple[str, .
     if metrics.get("time/judge", 0) > 0.2 * metrics.get("time/step", math.inf):
         notes.append(JUDGE_NOTE)
     return tuple(notes)
-
-
-def rewind(run_dir: str | Path, step: int, *, looked: bool = True) -> None:
-    """Removes what the run folder tells of `step` and later, and a line that a kill has torn.
-
-    A killed run may have got further than its last checkpoint; the resumed one tells those steps again.
-    Each file is replaced in one move, so a kill in here loses nothing.
-
-    Args:
-        looked: False: the evaluation of the step before is told again too, and removed.
-    """
-    for name in (METRICS_FILE, SAMPLES_FILE):
-        path = Path(run_dir) / name
-        if path.exists():
-            with path.open("rb") as old:
-                _write_whole(path, (line for line in old if _is_before(line, step, looked=looked)))
-
-
-def abandon(run_dir: str | Path, step: int, *, roll_back: int) -> None:
-    """Moves what the run folder tells of `step` and later to NAME_rolled_back.jsonl, marked with `roll_back`.
-
-    Doing it again, after a kill anywhere in here, leaves the same files.
-    """
-    for name in (METRICS_FILE, SAMPLES_FILE):
-        path = Path(run_dir) / name
-        aside = path.with_stem(f"{path.stem}_rolled_back")
-        told = aside.read_bytes().splitlines(keepends=True) if aside.exists() else []
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        moved = [
-            line
-            for line in lines
-            if _is_before(line, sys.maxsize, looked=True) and not _is_before(line, step, looked=True)
-        ]
-        if moved:
-            marked = [json.dumps({"roll_back": roll_back, **json.loads(line)}) + "\n" for line in moved]
-            new = [line for text in marked if (line := text.encode()) not in told]
-            _write_whole(aside, [*told, *new])
-    rewind(run_dir, step)
-
-
-def untimed(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of metrics.jsonl without what depends on the clock."""
-    return {name: x for name, x in line.items() if name not in TIMED and not name.startswith("time/")}
-
-
-def tell_again(metrics_file: Path, step: int, sink: Sink) -> None:
-    """Gives a tracker the numbers that the file tells of one step."""
-    if metrics_file.exists():
-        for line in map(json.loads, metrics_file.read_text(encoding="utf-8").splitlines()):
-            if line["step"] == step:
-                told = {name: x for name, x in line.items() if name not in ("step", "seconds")}
-                sink.write(step, {name: x for name, x in told.items() if isinstance(x, int | float)})
 
 
 def check_trackers(params: TellingParams) -> None:
@@ -386,34 +324,6 @@ def check_trackers(params: TellingParams) -> None:
             "config.telling.wandb is 'online' but the environment has no WANDB_API_KEY: set it, or choose "
             "'offline' and upload later with `wandb sync`."
         )
-
-
-class JsonLines:
-    """A file to which objects are appended, one a line, each handed to the system at once."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self.open()
-
-    def open(self) -> None:
-        self._file = self._path.open("a", encoding="utf-8")
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _write_whole(path: Path, lines: Iterable[bytes]) -> None:
-    """In one move: never half a file."""
-    part = path.with_suffix(".jsonl.part")
-    with part.open("wb") as new:
-        new.writelines(lines)
-        new.flush()
-        os.fsync(new.fileno())
-    os.replace(part, path)
 
 
 def _plain(value: Any) -> float | int | str | None:
@@ -449,18 +359,3 @@ def _in_words(name: str, value: float) -> str:
     if name.startswith("time/"):
         return f"{value:.1f} s"
     return f"{name} {value:.4g}"
-
-
-def _is_before(line: bytes, step: int, *, looked: bool) -> bool:
-    try:
-        record = json.loads(line)
-        if not looked and record["step"] == step - 1 and _is_of_evaluation(record):
-            return False
-        return line.endswith(b"\n") and record["step"] < step
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
-def _is_of_evaluation(record: Mapping[str, Any]) -> bool:
-    """Whether a line of either file tells of an evaluation."""
-    return record.get("split") == "eval" or any(name.startswith("eval/") for name in record)

@@ -12,12 +12,12 @@ from typing import Any
 from grpo_jax import (
     checkpoint_folder,
     checkpoints,
-    console,
     distributed,
     metrics,
     resuming,
     roll_backs,
     run_folder,
+    step_lines,
     stopping,
 )
 from grpo_jax.settings import Settings
@@ -82,7 +82,7 @@ def open_teller(
     start: resuming.Start,
     *,
     started_at: float,
-    table: console.Table = console.GRPO_TABLE,
+    table: step_lines.Table = step_lines.GRPO_TABLE,
 ) -> Teller:
     if not distributed.is_first():
         return metrics.SilentTeller()

@@ -8,14 +8,13 @@ scripts and without anything to fetch. Completions are hostile: every text is es
 from __future__ import annotations
 
 import json
-import os
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_jax import charts
+from grpo_jax import charts, told_files, whole_files
 from grpo_jax.charts import escaped
 
 OUTCOME_COLOURS = {
@@ -81,31 +80,18 @@ def write_report(run_dir: str | Path, *, facts: Mapping[str, str] | None = None)
     Raises: FileNotFoundError if the folder has no metrics.jsonl.
     """
     folder = Path(run_dir).absolute()
-    if not (folder / "metrics.jsonl").exists():
-        raise FileNotFoundError(f"{folder} has no metrics.jsonl; give the folder of a run that was started.")
-    rows = list(read_json_lines(folder / "metrics.jsonl"))
-    samples = list(read_json_lines(folder / "samples.jsonl"))
+    if not (folder / told_files.METRICS_FILE).exists():
+        raise FileNotFoundError(
+            f"{folder} has no {told_files.METRICS_FILE}; give the folder of a run that was started."
+        )
+    rows = list(told_files.read(folder / told_files.METRICS_FILE))
+    samples = list(told_files.read(folder / told_files.SAMPLES_FILE))
     config_file = folder / "config.json"
     config = json.loads(config_file.read_text("utf-8")) if config_file.exists() else {}
     fields = SUPERVISED_FACTS if (folder / SUPERVISED_FILE).exists() else FACTS
     page = _page(folder.name, rows, samples, config, {**(facts or {}), **_facts(config, fields)})
-    part = folder / "report.html.part"
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, folder / "report.html")
+    whole_files.write_text(folder / "report.html", page)
     return folder / "report.html"
-
-
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file, without a line that a kill has torn; nothing where there is no file."""
-    if path.exists():
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                if isinstance(record, dict):
-                    yield record
 
 
 def wrong_to_right(

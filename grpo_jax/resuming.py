@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_jax import checkpoint_folder, distributed, metrics, run_folder
+from grpo_jax import checkpoint_folder, distributed, run_folder, told_files
 from grpo_jax.checkpoints import Checkpoints
 from grpo_jax.run_folder import DATA, Changes
 from grpo_jax.settings import Settings
@@ -147,7 +147,7 @@ def set_models_aside(folder: Path, step: int) -> None:
 
 def copy_told(folder: Path, *, until: int) -> None:
     """Keeps the numbers and samples of steps that the run leaves behind."""
-    for name in (metrics.METRICS_FILE, metrics.SAMPLES_FILE):
+    for name in told_files.FILES:
         if (path := folder / name).exists():
             shutil.copyfile(path, run_folder.free_name(path.with_stem(f"{path.stem}_until_step_{until}")))
 

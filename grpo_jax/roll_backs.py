@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_jax import distributed, metrics, whole_files
+from grpo_jax import distributed, told_files, whole_files
 from grpo_jax.checkpoints import Checkpoints
 
 FILE = "roll_backs.json"
@@ -73,7 +73,7 @@ def finish(folder: Path, keeper: Checkpoints) -> None:
         return
     keeper.set_aside([step for step in (*keeper.steps(), *keeper.damage()) if step >= first_step])
     if distributed.is_first():
-        metrics.abandon(folder, first_step, roll_back=len(found))
+        told_files.abandon(folder, first_step, roll_back=len(found))
         write(folder, [*found[:-1], dataclasses.replace(found[-1], done=True)])
     distributed.wait_for_all("rolled back")
 

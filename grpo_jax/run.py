@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from grpo_jax import (
     alarms,
+    building,
     checkpoints,
     distributed,
     metrics,
@@ -34,19 +35,11 @@ from grpo_jax import mesh as mesh_lib
 from grpo_jax.data import dealing, problems, streams
 from grpo_jax.learning import batches, train_state
 from grpo_jax.learning.learner import Learner
-from grpo_jax.learning.objective import LossParams
-from grpo_jax.learning.scoring import ComputeParams
-from grpo_jax.models import packed_attention
-from grpo_jax.models import registry as registry_of_models
 from grpo_jax.rewards import registry
 from grpo_jax.rewards.pool import Judge, check_settings
 from grpo_jax.rollout import Collector
-from grpo_jax.sampling.plan import EngineShape
 from grpo_jax.sampling.weights import SamplingWeights
 from grpo_jax.settings import Settings
-from grpo_jax.structs import AskedToStop
-
-SMALL_MODEL = 20_000_000  # weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,19 +89,6 @@ class Run:
         return self.start.step
 
 
-def cpu_devices(s: Settings) -> int:
-    """Into how many devices a CPU is cut, 0: one a core; call it before anything touches a device.
-
-    One a core samples a small model about twice as fast. Of a larger one each device would hold its own
-    copies, which costs more memory than its speed is worth: 57 million weights sampled 1.25 times as fast.
-    """
-    mesh, folder = s.mesh, Path(s.model.path)
-    if mesh.cpu_devices or mesh.preset or mesh.data > 1 or mesh.fsdp * mesh.tensor > 1:
-        return mesh.cpu_devices
-    here = s.model.path and (folder / "config.json").is_file()
-    return 0 if here and registry_of_models.read_spec(folder).num_weights <= SMALL_MODEL else 1
-
-
 def prepare(
     s: Settings,
     config: dict[str, Any],
@@ -149,11 +129,11 @@ def prepare(
     teller = teller or opening.open_teller(folder, s, config, start, started_at=started_at)
     opening.stoppable(stopper, teller)
     said.hand_on(teller)
-    prompt_columns = min(rounded_up(longest), s.data.max_prompt_length)
+    prompt_columns = min(building.rounded_up(longest), s.data.max_prompt_length)
     parts = policy.parts(opened, s.lora, seed=s.seed)
-    weights = sampling_weights(s, mesh, opened, parts)
+    weights = building.sampling_weights(s, mesh, opened, parts)
     state, frozen, ref_params, learner = make_learning(s, mesh, opened, parts, teller)
-    collector, evaluator = make_collectors(
+    collector, evaluator = building.make_collectors(
         s, mesh, opened, weights, judge, prompt_columns, stop=lambda: stopper.asked
     )
     teller.tell_message(collector.engine.plan.describe())
@@ -170,7 +150,7 @@ def prepare(
         weights=weights,
         collector=collector,
         evaluator=evaluator,
-        packing=packing(s, mesh, prompt_columns, attention=opened.attention),
+        packing=building.packing(s, mesh, prompt_columns, attention=opened.attention),
         learner=learner,
         state=state,
         frozen=frozen,
@@ -223,11 +203,6 @@ def limits_of_alarms(s: Settings, opened: policy.Policy) -> alarms.AlarmParams:
     return limits
 
 
-def rounded_up(length: int) -> int:
-    """To columns that are quick to read."""
-    return -(-length // 16) * 16
-
-
 def use_compilation_cache(folder: str) -> None:
     """Keeps compiled programs between runs; only those that took long enough to be worth reading back."""
     if folder:
@@ -235,81 +210,11 @@ def use_compilation_cache(folder: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def make_collectors(
-    s: Settings,
-    mesh: jax.sharding.Mesh,
-    opened: policy.Policy,
-    weights: SamplingWeights,
-    judge: Judge,
-    prompt_columns: int,
-    *,
-    stop: AskedToStop,
-) -> tuple[Collector, Collector]:
-    """One of training and one of evaluation; they share the sampler, its programs and the judge.
-
-    Call it when all that stays on the device is there: the sampler takes what memory is left.
-    """
-    rollout, looking = s.rollout, s.evaluation
-    engine = policy.make_engine(
-        opened,
-        mesh=mesh,
-        shape=engine_shape(s, prompt_columns),
-        weights=weights,
-        filters=rollout.filters,
-        attention=rollout.attention,
-        stop_strings=rollout.stop_strings,
-    )
-    decode_text = policy.judged_text(
-        opened, stop_strings=rollout.stop_strings, keep=rollout.keep_stop_strings
-    )
-
-    def collector(num_generations: int, temperature: float) -> Collector:
-        return Collector(
-            engine,
-            judge=judge,
-            decode_text=decode_text,
-            num_generations=num_generations,
-            temperature=temperature,
-            shaping=s.advantages.shaping,
-            stop=stop,
-        )
-
-    return (
-        collector(rollout.num_generations, rollout.temperature),
-        collector(looking.num_generations, looking.temperature),
-    )
-
-
-def sampling_weights(
-    s: Settings, mesh: jax.sharding.Mesh, opened: policy.Policy, parts: policy.Parts
-) -> SamplingWeights:
-    return SamplingWeights(
-        opened.model,
-        mesh=mesh,
-        shapes=parts.trained,
-        dtype=opened.dtype,
-        form=s.rollout.sampling_weights,
-        frozen_shapes=parts.frozen,
-        assemble=parts.assemble,
-    )
-
-
-def engine_shape(s: Settings, prompt_columns: int) -> EngineShape:
-    return EngineShape(
-        num_rows=s.rows,
-        num_generations=s.rollout.num_generations,
-        max_prompt_length=prompt_columns,
-        max_completion_length=s.rollout.max_completion_length,
-        num_slots=s.rollout.num_slots,
-        window=s.rollout.window,
-    )
-
-
 def make_learning(
     s: Settings, mesh: jax.sharding.Mesh, opened: policy.Policy, parts: policy.Parts, teller: opening.Teller
 ) -> tuple[train_state.TrainState, Any, Any, Learner]:
     """The fresh train state, what is frozen, the reference if the loss needs one, and the jitted updates."""
-    size, num_trained = num_values(opened.shapes), num_values(parts.trained)
+    size, num_trained = building.num_values(opened.shapes), building.num_values(parts.trained)
     teller.tell_message(f"model: {opened.folder}, {size:,} parameters; reading its weights")
     if parts.frozen is not None:
         teller.tell_message(f"LoRA: {num_trained:,} parameters are trained; the base is {parts.base_dtype}")
@@ -319,52 +224,4 @@ def make_learning(
     ref_params = train_state.frozen_copy(trained, dtype=opened.dtype) if needs_copy else None
     tx = train_state.optimizer(s.scaled_optimizer, num_updates=s.num_updates)
     state = train_state.create(tx, trained, mesh=mesh, over_data=s.mesh.over_data)
-    return state, frozen, ref_params, make_learner(s, mesh, opened, parts, tx, s.loss)
-
-
-def make_learner(
-    s: Settings,
-    mesh: jax.sharding.Mesh,
-    opened: policy.Policy,
-    parts: policy.Parts,
-    tx: Any,
-    loss: LossParams,
-) -> Learner:
-    """The jitted updates by one loss."""
-    return Learner(
-        opened.model,
-        mesh=mesh,
-        tx=tx,
-        shapes=parts.trained,
-        assemble=parts.assemble,
-        loss=loss,
-        compute=ComputeParams(opened.dtype, s.model.remat, opened.num_valid_ids, opened.attention),
-        over_data=s.mesh.over_data,
-    )
-
-
-def num_values(shapes: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-
-def packing(
-    s: Settings, mesh: jax.sharding.Mesh, prompt_columns: int, *, attention: str
-) -> batches.BatchParams:
-    """How completions are laid out; the attention has a word in it."""
-    a_line, share_prompts = packed_attention.lines_of(
-        attention, packing=s.grpo.packing, share_prompts=s.grpo.share_prompts
-    )
-    return batches.BatchParams(
-        max_prompt_length=prompt_columns,
-        max_completion_length=s.rollout.max_completion_length,
-        num_generations=s.rollout.num_generations,
-        num_rows=s.rows // jax.process_count(),
-        num_minibatches=s.grpo.num_minibatches,
-        num_shards=mesh_lib.num_row_shards(mesh) // jax.process_count(),
-        rows_per_device=s.grpo.per_device_train_batch_size,
-        max_tokens_per_microbatch=s.grpo.max_tokens_per_microbatch,
-        packing=a_line,
-        share_prompts=share_prompts,
-        mask_truncated_completions=s.grpo.mask_truncated_completions,
-        keep_rows_without_signal=s.loss.learns_without_advantage,
-    )
+    return state, frozen, ref_params, building.make_learner(s, mesh, opened, parts, tx, s.loss)

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grpo_jax import distributed, json_files, metrics, report, run_lock, whole_files
+from grpo_jax import distributed, json_files, report, run_lock, told_files, whole_files
 
 CONFIG_FILE = "config.json"
 UNFINISHED_CONFIG = "config.json.part"
@@ -168,7 +168,7 @@ def check_kinds(folder: Path, output: str) -> None:
         raise ValueError(
             f"{folder / CHECKPOINTS} is no folder; set {output} to a new one, or move that away."
         )
-    for name in (metrics.METRICS_FILE, metrics.SAMPLES_FILE):
+    for name in told_files.FILES:
         if (folder / name).is_dir():
             raise ValueError(f"{folder / name} is a folder; set {output} to a new one, or move that away.")
 
@@ -240,7 +240,7 @@ def claim(folder: Path) -> run_lock.RunLock | None:
 
 def has_begun(folder: Path) -> bool:
     """Whether a run has told or kept anything here."""
-    told = folder / metrics.METRICS_FILE
+    told = folder / told_files.METRICS_FILE
     kept = (*(folder / CHECKPOINTS).glob("[0-9]*"), *folder.glob("final"))
     return bool(kept) or (told.is_file() and told.stat().st_size > 0)
 

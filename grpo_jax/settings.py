@@ -41,7 +41,7 @@ class MeshParams:
     fsdp: int
     tensor: int
     preset: str  # key of `mesh.PRESETS`; "": the sizes as given
-    cpu_devices: int  # fake devices on a CPU; 0: by the model's size, see `run.cpu_devices`
+    cpu_devices: int  # fake devices on a CPU; 0: by the model's size, see `building.cpu_devices`
 
     @property
     def over_data(self) -> bool:
@@ -146,7 +146,7 @@ class CheckpointParams:
         str  # also the best by this number of an evaluation, with or without "eval/"; "": none
     )
     greater_is_better: bool
-    resume: str  # one of `settings_checks.RESUMES`
+    resume: str  # one of `settings_ranges.RESUMES`
     resume_step: int  # the step to go on after; -1: the newest
     accept_changes: str  # fields, comma-separated, and "data", that may differ when a run goes on
     export_dtype: str  # of final/: "auto" (as the model came), "float32", "bfloat16", "float16"

@@ -1,41 +1,31 @@
 """Every rule of a config that crosses fields, before anything heavy starts.
 
-Rules that a single value can break are checked by the room that owns it; here are ranges, names and those that need
-several fields, and the error says which numbers would do.
+Rules that a single value can break are checked by the room that owns it, or in `settings_ranges.py`; here the error
+says which numbers would do together.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
-from grpo_jax import policy
+from grpo_jax import policy, settings_ranges
 from grpo_jax.learning import advantages, objective_checks
-from grpo_jax.learning.train_state import MU_DTYPES, SCHEDULES
-from grpo_jax.models.hf_weights import EXPORT_DTYPES
 from grpo_jax.models.lora import BASE_FORMS, LoraParams
 from grpo_jax.models.spec import ModelSpec
 from grpo_jax.rewards.registry import RewardSpec
-from grpo_jax.sampling import token_choice
 from grpo_jax.settings import Settings
-
-RESUMES = ("auto", "must", "never")  # where there is a checkpoint go on, else begin; or an error instead
-MOST_SEED = 2**31 - 1
-MOST_LEARNING_RATE = 1.0  # AdamW moves every weight by about so much: a lost minus, as in 1e6, is above it
 
 
 def check(settings: Settings, *, num_processes: int) -> None:
     """Raises ValueError for the first rule that is broken, with the numbers that would do."""
-    _check_tuples(settings)
-    _check_ranges(settings)
-    _check_learning_rates(settings)
-    _check_names(settings)
+    settings_ranges.check(settings)
+    _check_completion_lengths(settings)
     objective_checks.check(settings.loss)
     _check_reference(settings)
     _check_rewards(settings)
     _check_lora(settings.lora)
-    _check_finite(settings)
+    settings_ranges.check_finite(settings)  # behind those that can say more
     _check_rows(settings, num_processes=num_processes)
     _check_alarms(settings)
 
@@ -145,145 +135,12 @@ def notes(settings: Settings) -> list[str]:
     return found
 
 
-def _check_finite(settings: Settings) -> None:
-    """Ranges alone let infinities pass, and some of them NaN."""
-    for section in (field.name for field in dataclasses.fields(settings)):
-        params = getattr(settings, section)
-        if not dataclasses.is_dataclass(params):
-            continue
-        for field in dataclasses.fields(params):
-            value = getattr(params, field.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"config.{section}.{field.name} must be a finite number; got {value}.")
-
-
-def _check_learning_rates(settings: Settings) -> None:
-    rates = {
-        "optimizer.learning_rate": settings.optimizer.learning_rate,
-        "sft.learning_rate": settings.sft.learning_rate,
-        "lora.learning_rate_ratio": settings.lora.learning_rate_ratio,
-    }
-    for name, rate in rates.items():
-        if not rate > 0:
-            raise ValueError(f"config.{name} must be above 0, or nothing is learned; got {rate}.")
-        if name.endswith("learning_rate") and rate > MOST_LEARNING_RATE:
-            raise ValueError(
-                f"config.{name} is {rate}: every update would move each weight by about as much. "
-                "Set one such as 1e-6."
-            )
-
-
-def _check_tuples(settings: Settings) -> None:
-    """What the command line cannot check: the kinds of a tuple's items."""
-    for name, kind, example in (("banned_ids", int, "(3, 7)"), ("stop_strings", str, "('</answer>',)")):
-        value = getattr(settings.rollout, name)
-        if not isinstance(value, tuple) or not all(type(item) is kind for item in value):
-            raise ValueError(
-                f"config.rollout.{name} must be a tuple of {'whole numbers' if kind is int else 'texts'}, such as "
-                f"{example}; got {value!r}."
-            )
-
-
-def _check_ranges(settings: Settings) -> None:
-    at_least = {
-        "seed": (settings.seed, 0),
-        "max_steps": (settings.max_steps, 1),
-        "lora.r": (settings.lora.r, 0),
-        "lora.lora_dropout": (settings.lora.lora_dropout, 0),
-        "mesh.fsdp": (settings.mesh.fsdp, 1),
-        "mesh.tensor": (settings.mesh.tensor, 1),
-        "data.shuffle_seed": (settings.data.shuffle_seed, -1),
-        "data.streaming_rows": (settings.data.streaming_rows, 0),
-        "rollout.num_prompts": (settings.rollout.num_prompts, 1),
-        "rollout.num_generations": (settings.rollout.num_generations, 2),
-        "rollout.max_completion_length": (settings.rollout.max_completion_length, 1),
-        "rollout.num_slots": (settings.rollout.num_slots, 0),
-        "rollout.window": (settings.rollout.window, 0),
-        "grpo.std_floor": (settings.grpo.std_floor, 0),
-        "grpo.ref_model_sync_steps": (settings.grpo.ref_model_sync_steps, 0),
-        "grpo.dynamic_sampling_max_rounds": (settings.grpo.dynamic_sampling_max_rounds, 0),
-        "grpo.num_iterations": (settings.grpo.num_iterations, 1),
-        "grpo.num_minibatches": (settings.grpo.num_minibatches, 1),
-        "grpo.per_device_train_batch_size": (settings.grpo.per_device_train_batch_size, 1),
-        "grpo.max_tokens_per_microbatch": (settings.grpo.max_tokens_per_microbatch, 0),
-        "grpo.packing": (settings.grpo.packing, 0),
-        "optimizer.warmup_steps": (settings.optimizer.warmup_steps, 0),
-        "optimizer.weight_decay": (settings.optimizer.weight_decay, 0),
-        "optimizer.max_grad_norm": (settings.optimizer.max_grad_norm, 0),
-        "sft.max_steps": (settings.sft.max_steps, 0),
-        "sft.num_rows": (settings.sft.num_rows, 1),
-        "sft.warmup_steps": (settings.sft.warmup_steps, 0),
-        "sft.packing": (settings.sft.packing, 0),
-        "sft.per_device_train_batch_size": (settings.sft.per_device_train_batch_size, 1),
-        "sft.max_response_length": (settings.sft.max_response_length, 1),
-        "sft.validation_problems": (settings.sft.validation_problems, 0),
-        "sft.eval_steps": (settings.sft.eval_steps, 0),
-        "sft.save_steps": (settings.sft.save_steps, 0),
-        "checkpoint.save_steps": (settings.checkpoint.save_steps, 0),
-        "checkpoint.save_seconds": (settings.checkpoint.save_seconds, 0),
-        "checkpoint.save_total_limit": (settings.checkpoint.save_total_limit, 1),
-        "checkpoint.resume_step": (settings.checkpoint.resume_step, -1),
-        "checkpoint.keep_every_steps": (settings.checkpoint.keep_every_steps, 0),
-        "evaluation.eval_steps": (settings.evaluation.eval_steps, 0),
-        "evaluation.num_generations": (settings.evaluation.num_generations, 1),
-        "evaluation.temperature": (settings.evaluation.temperature, 0),
-    }
-    for name, (value, least) in at_least.items():
-        if not value >= least:
-            raise ValueError(f"config.{name} must be at least {least}; got {value}.")
-    try:
-        token_choice.check_temperature(settings.rollout.temperature)
-        settings.rollout.filters  # noqa: B018 - building it checks what it consists of
-    except ValueError as error:
-        raise ValueError(f"config.rollout.{error}") from None
+def _check_completion_lengths(settings: Settings) -> None:
     if settings.rollout.min_completion_length > settings.rollout.max_completion_length:
         raise ValueError(
             f"config.rollout.min_completion_length is {settings.rollout.min_completion_length}, above "
             f"config.rollout.max_completion_length {settings.rollout.max_completion_length}; set it lower."
         )
-    if settings.seed > MOST_SEED:
-        raise ValueError(f"config.seed must be at most {MOST_SEED}; got {settings.seed}.")
-    if not settings.optimizer.adam_epsilon > 0:
-        raise ValueError(
-            f"config.optimizer.adam_epsilon must be above 0; got {settings.optimizer.adam_epsilon}."
-        )
-    if settings.rollout.temperature == 0:
-        raise ValueError(
-            "config.rollout.temperature is 0: all completions of a group would be equal and teach nothing. Set 1.0."
-        )
-    if not settings.checkpoint.export_shard_gb > 0:
-        raise ValueError(
-            f"config.checkpoint.export_shard_gb must be above 0; got {settings.checkpoint.export_shard_gb}."
-        )
-    if not settings.sft.num_train_epochs > 0:
-        raise ValueError(
-            f"config.sft.num_train_epochs must be above 0; got {settings.sft.num_train_epochs}. "
-            "For a number of updates set config.sft.max_steps."
-        )
-    for name in ("adam_beta1", "adam_beta2"):
-        if not 0 <= getattr(settings.optimizer, name) < 1:
-            raise ValueError(
-                f"config.optimizer.{name} must lie in [0, 1); got {getattr(settings.optimizer, name)}."
-            )
-
-
-def _check_names(settings: Settings) -> None:
-    known = {
-        "grpo.advantage_estimator": (settings.grpo.advantage_estimator, ("auto", *advantages.ESTIMATORS)),
-        "grpo.scale_rewards": (settings.grpo.scale_rewards, ("auto", *advantages.SCALES)),
-        "grpo.multi_objective_aggregation": (
-            settings.grpo.multi_objective_aggregation,
-            advantages.AGGREGATIONS,
-        ),
-        "optimizer.lr_scheduler_type": (settings.optimizer.lr_scheduler_type, SCHEDULES),
-        "sft.lr_scheduler_type": (settings.sft.lr_scheduler_type, SCHEDULES),
-        "optimizer.mu_dtype": (settings.optimizer.mu_dtype, MU_DTYPES),
-        "checkpoint.resume": (settings.checkpoint.resume, RESUMES),
-        "checkpoint.export_dtype": (settings.checkpoint.export_dtype, ("auto", *EXPORT_DTYPES)),
-    }
-    for name, (value, names) in known.items():
-        if value not in names:
-            raise ValueError(f"config.{name} is {value!r}; known are {sorted(names)}.")
 
 
 def _check_reference(settings: Settings) -> None:

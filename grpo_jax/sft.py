@@ -15,21 +15,20 @@ from __future__ import annotations
 
 import time
 
-from grpo_jax import command_line
+from grpo_jax import building, command_line, whole_files
 
 STARTED_AT = time.time()  # before the other imports: `seconds` in metrics.jsonl counts from here
 if __name__ == "__main__":
     command_line.end_on_signals()  # those imports take seconds
 
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from grpo_jax import compilations, distributed, keeping, run, run_folder, settings, stopping, watch
+from grpo_jax import compilations, distributed, keeping, run_folder, settings, stopping, watch
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.keeping import is_time
 from grpo_jax.learning import train_state
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     """Reads the config, builds the rooms, teaches, exports."""
     config = command_line.read_config(arguments, program="grpo_jax.sft")
     s = settings.read(config)
-    mesh_lib.use_cpu_devices(run.cpu_devices(s))
+    mesh_lib.use_cpu_devices(building.cpu_devices(s))
     kept = s.checkpoint
     with stopping.Stopper(grace_seconds=kept.grace_seconds, notice=kept.preemption_notice) as stopper:
         distributed.start(s.distributed)
@@ -126,9 +125,8 @@ def write_record(this: Run, answers: WorkedAnswers) -> None:
         "left_out": {found.name: {why: len(rows) for why, rows in found.left} for found in answers.sets},
     }
     if distributed.is_first():
-        part = this.folder / f"{run_folder.SUPERVISED_FILE}.part"
-        part.write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(part, this.folder / run_folder.SUPERVISED_FILE)
+        path = this.folder / run_folder.SUPERVISED_FILE
+        whole_files.write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

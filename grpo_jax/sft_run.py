@@ -6,7 +6,6 @@ are, which is known when the data is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from typing import Any
 import jax
 
 from grpo_jax import (
+    building,
     checkpoints,
-    console,
     distributed,
+    json_files,
     metrics,
     opening,
     policy,
@@ -26,6 +26,7 @@ from grpo_jax import (
     run_folder,
     settings_checks,
     starts,
+    step_lines,
     worked_answers,
 )
 from grpo_jax import mesh as mesh_lib
@@ -71,7 +72,7 @@ def prepare(
     check_record(folder, answers, accept=resuming.accepted(s))
     s = s.supervised(s.sft.num_updates(len(answers.problems)))
     keeper, start = opening.open_folder(folder, s, config, changes, stopper=stopper)
-    teller = opening.open_teller(folder, s, config, start, started_at=started_at, table=console.SFT_TABLE)
+    teller = opening.open_teller(folder, s, config, start, started_at=started_at, table=step_lines.SFT_TABLE)
     opening.stoppable(stopper, teller)
     for sentence in (answers.summary(), first_row(answers, opened)):
         teller.tell_message(sentence)
@@ -97,17 +98,17 @@ def build(
     """Weights, state and programs of a new run."""
     parts = policy.parts(opened, s.lora, seed=s.seed)
     teller.tell_message(
-        f"model: {opened.folder}, {run.num_values(parts.trained):,} parameters are trained; reading its weights"
+        f"model: {opened.folder}, {building.num_values(parts.trained):,} parameters are trained; reading its weights"
     )
     frozen = policy.load_frozen(opened, parts, mesh=mesh)
     trained = policy.fresh_trained(opened, parts, s.lora, mesh=mesh, seed=s.seed)
     tx = train_state.optimizer(s.scaled_optimizer, num_updates=s.num_updates)
     state = train_state.create(tx, trained, mesh=mesh, over_data=s.mesh.over_data)
     learner = make_learner(s, mesh, opened, parts, tx, answers)
-    weights = run.sampling_weights(s, mesh, opened, parts)
+    weights = building.sampling_weights(s, mesh, opened, parts)
     longest = max(len(problem.prompt_ids) for problem in (*answers.problems, *all_problems(held_out)))
-    prompt_columns = min(run.rounded_up(longest), s.data.max_prompt_length)
-    collector, evaluator = run.make_collectors(
+    prompt_columns = min(building.rounded_up(longest), s.data.max_prompt_length)
+    collector, evaluator = building.make_collectors(
         s, mesh, opened, weights, judge, prompt_columns, stop=lambda: stopper.asked
     )
     problem_batches = dealing.problem_batches(
@@ -188,12 +189,12 @@ def make_learner(
     answers: WorkedAnswers,
 ) -> SupervisedLearner:
     """The jitted programs, for lines as long as the longest prompt and response need."""
-    learner = run.make_learner(s, mesh, opened, parts, tx, supervised.LOSS)
+    learner = building.make_learner(s, mesh, opened, parts, tx, supervised.LOSS)
     longest_prompt, longest_response = answers.longest
     a_line, _ = packed_attention.lines_of(opened.attention, packing=s.sft.packing, share_prompts=False)
     layout = supervised.layout(
-        max_prompt_length=min(run.rounded_up(longest_prompt), s.data.max_prompt_length),
-        max_response_length=min(run.rounded_up(longest_response), s.sft.max_response_length),
+        max_prompt_length=min(building.rounded_up(longest_prompt), s.data.max_prompt_length),
+        max_response_length=min(building.rounded_up(longest_response), s.sft.max_response_length),
         num_rows=s.sft.num_rows // jax.process_count(),
         num_shards=mesh_lib.num_row_shards(mesh) // jax.process_count(),
         rows_per_device=s.sft.per_device_train_batch_size,
@@ -220,7 +221,7 @@ def check_record(folder: Path, answers: WorkedAnswers, *, accept: Collection[str
     path = folder / run_folder.SUPERVISED_FILE
     if resuming.decide_data(accept) or not run_folder.has_begun(folder):
         return
-    if json.loads(path.read_text())["digest"] != answers.digest():
+    if json_files.read(path).get("digest") != answers.digest():
         raise ValueError(
             f"the worked answers are not those that the run in {folder} learns, though the config is the same. "
             "Restore the data, or set config.sft.output_dir to a new folder, or go on all the same with "

@@ -21,23 +21,30 @@ import jax
 from grpo_jax import whole_files
 
 ENVIRONMENT_FILE = "environment.json"
-PACKAGES = ("jax", "jaxlib", "numpy", "optax", "flax")  # that numbers pass through
+PACKAGES = ("jaxlib", "numpy", "optax", "flax")  # that numbers pass through
 NO_CAUSE = ("after", "time")  # of an entry: when it was, not how
+
+
+def place(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Where this process computes; a checkpoint's record has it too."""
+    return {
+        "jax": jax.__version__,
+        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
+        "processes": jax.process_count(),
+        "device_kind": mesh.devices.flat[0].device_kind,
+    }
 
 
 def present(mesh: jax.sharding.Mesh, config: Mapping[str, Any]) -> dict[str, Any]:
     """How this process computes: names and versions, in plain types; of the resolved config a digest."""
-    device = mesh.devices.flat[0]
     return {
         "grpo_jax": source_digest(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         **{name: _version(name) for name in PACKAGES},
-        "platform": device.platform,
-        "device_kind": device.device_kind,
+        "platform": mesh.devices.flat[0].platform,
         "devices": mesh.devices.size,
-        "processes": jax.process_count(),
-        "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
+        **place(mesh),
         "config_digest": config_digest(config),
     }
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from grpo_jax import policy
+from grpo_jax import policy, whole_files
 from grpo_jax.data import problems
 from grpo_jax.evaluation import evaluation, evaluation_folder, evaluation_report
 from grpo_jax.evaluation.evaluation import Evaluation
@@ -233,7 +233,7 @@ def write(
         format_reward=found.format_reward,
     )
     summary = {"options": options, "metrics": result.metrics}
-    evaluation_folder.write_whole(folder / METRICS_FILE, json.dumps(summary, indent=2) + "\n")
+    whole_files.write_text(folder / METRICS_FILE, json.dumps(summary, indent=2) + "\n")
 
 
 class Tenths:

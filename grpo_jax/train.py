@@ -44,11 +44,12 @@ from grpo_jax import (
     watch,
 )
 from grpo_jax import mesh as mesh_lib
+from grpo_jax.building import cpu_devices
 from grpo_jax.evaluation import evaluation, evaluation_folder
 from grpo_jax.keeping import is_time
 from grpo_jax.learning import advantages, batches, train_state
 from grpo_jax.rollout import digests_of, shuffled
-from grpo_jax.run import Run, cpu_devices, prepare
+from grpo_jax.run import Run, prepare
 from grpo_jax.structs import Problem, Rollout
 
 NUM_EVALUATION_SAMPLES = 24  # kept of each evaluation, always the same problems: the report compares them

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 DELETED = ".deleted"  # behind the name of a folder whose deletion has begun
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file that is on the disk when this returns; under another name until it is whole."""
+    """Writes a file that is on the disk when this returns; lone surrogates become question marks."""
+    write_lines(path, [text.encode("utf-8", "replace")])
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Writes the pieces one after the other, as `write_text`; the file has another name until it is whole."""
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with part.open("wb") as file:
+        file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -23,6 +23,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.models import decoder
 from grpo_jax.models.spec import ModelSpec
+from tests import micro_run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,6 +51,24 @@ def data_folder() -> Path:
     if not folder:
         pytest.skip("GRPO_JAX_DATA names no folder with gsm8k/, math500/ and tokenizers/")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def micro_model(tmp_path_factory) -> Path:
+    """Of the tests that run the whole program in seconds (`micro_run.py`); none of them changes it."""
+    return micro_run.make_model(tmp_path_factory.mktemp("models") / "micro")
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory) -> Path:
+    """Where these programs find what others of them have compiled."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="session")
+def cache(compiled) -> str:
+    """The same, for a command line."""
+    return f"--config.compilation_cache={compiled}"
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from grpo_jax import told_files
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "configs" / "tiny_qwen"
 SIZES = {
@@ -24,15 +26,6 @@ SIZES = {
 }
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # as users have it
 ENVIRONMENT["PYTHONPATH"] = str(ROOT)  # tools/x.py of this checkout, whichever is installed
-# Times, and what follows from them; and all that begins with time/. All else must be equal in equal runs.
-TIMED = (
-    "seconds",
-    "tokens_per_second",
-    "sampling/tokens_per_second_per_device",
-    "sampling/roofline_share",
-    "judge/hidden",
-    "compilations",
-)
 OVERRIDES = {
     "max_steps": 6,
     "mesh.cpu_devices": 1,
@@ -96,8 +89,5 @@ def run(arguments: list[str], *, status: int = 0) -> subprocess.CompletedProcess
 
 def told(folder: Path) -> list[dict]:
     """The lines of a run's metrics.jsonl without what takes time."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {name: value for name, value in line.items() if name not in TIMED and not name.startswith("time/")}
-        for line in lines
-    ]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [told_files.untimed(json.loads(line)) for line in lines]

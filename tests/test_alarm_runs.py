@@ -30,27 +30,17 @@ GOES_BACK = (  # a random model's completions differ little in length, and yet b
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return micro_run.make_model(tmp_path_factory.mktemp("models") / "micro")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> str:
-    return f"--config.compilation_cache={tmp_path_factory.mktemp('compiled')}"
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory, model, cache) -> Path:
+def straight(tmp_path_factory, micro_model, cache) -> Path:
     """A run that goes back, and is not killed."""
     folder = tmp_path_factory.mktemp("runs") / "straight"
-    said = micro_run.run(command(model, folder, cache, *GOES_BACK)).stdout
+    said = micro_run.run(command(micro_model, folder, cache, *GOES_BACK)).stdout
     assert "going back to the checkpoint of step" in said
     return folder
 
 
-def test_a_run_that_diverges_is_stopped_before_the_bad_state_is_saved(model, tmp_path, cache):
+def test_a_run_that_diverges_is_stopped_before_the_bad_state_is_saved(micro_model, tmp_path, cache):
     folder = tmp_path / "run"
-    typed = command(model, folder, cache, DIVERGES, checkpoint__save_steps=1)
+    typed = command(micro_model, folder, cache, DIVERGES, checkpoint__save_steps=1)
     done = micro_run.run(typed, status=4)
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("stopped by alarm non_finite at step 2: the loss is ")
@@ -63,10 +53,12 @@ def test_a_run_that_diverges_is_stopped_before_the_bad_state_is_saved(model, tmp
     assert norms[0] > 0 and norms[1] is None  # the bad step is told all the same
 
 
-def test_a_run_whose_roll_backs_do_not_help_is_stopped(model, tmp_path, cache):
+def test_a_run_whose_roll_backs_do_not_help_is_stopped(micro_model, tmp_path, cache):
     folder = tmp_path / "run"
     back = ("--config.alarms.non_finite=roll_back", "--config.alarms.max_roll_backs=2")
-    done = micro_run.run(command(model, folder, cache, DIVERGES, *back, checkpoint__save_steps=1), status=4)
+    done = micro_run.run(
+        command(micro_model, folder, cache, DIVERGES, *back, checkpoint__save_steps=1), status=4
+    )
     (line,) = done.stderr.strip().splitlines()
     assert (
         "after 2 roll-backs (config.alarms.max_roll_backs 2). The last good checkpoint is of step 1" in line
@@ -74,10 +66,12 @@ def test_a_run_whose_roll_backs_do_not_help_is_stopped(model, tmp_path, cache):
     assert [(entry.at, entry.to) for entry in roll_backs.read(folder)] == [(2, 1), (2, 1)]
 
 
-def test_a_run_without_any_reward_is_stopped_and_told_that_no_checkpoint_is_good(model, tmp_path, cache):
+def test_a_run_without_any_reward_is_stopped_and_told_that_no_checkpoint_is_good(
+    micro_model, tmp_path, cache
+):
     folder = tmp_path / "run"
     stop = ("--config.alarms.zero_reward=stop", "--config.alarms.zero_reward_steps=3")
-    typed = command(model, folder, cache, *stop, reward__reward_funcs="accuracy")
+    typed = command(micro_model, folder, cache, *stop, reward__reward_funcs="accuracy")
     (line,) = micro_run.run(typed, status=4).stderr.strip().splitlines()
     assert line.startswith(
         "stopped by alarm zero_reward at step 3: no completion was right, and the mean reward is 0, for 3 steps in "
@@ -86,14 +80,14 @@ def test_a_run_without_any_reward_is_stopped_and_told_that_no_checkpoint_is_good
     assert os.listdir(folder / "checkpoints") == ["2"]  # from within the streak: kept, and not called good
 
 
-def test_a_streak_names_the_checkpoint_from_before_it(model, tmp_path, cache):
+def test_a_streak_names_the_checkpoint_from_before_it(micro_model, tmp_path, cache):
     folder = tmp_path / "run"
     stop = (
         "--config.alarms.clipped=stop",
         "--config.alarms.clipped_steps=2",
         "--config.alarms.clipped_limit=0.95",
     )
-    typed = command(model, folder, cache, *stop, checkpoint__save_steps=1, max_steps=40)
+    typed = command(micro_model, folder, cache, *stop, checkpoint__save_steps=1, max_steps=40)
     (line,) = micro_run.run(typed, status=4).stderr.strip().splitlines()
     told = [entry for entry in micro_run.told(folder) if "reward" in entry]
     cut = [entry["step"] for entry in told if entry["completions/clipped_ratio"] > 0.95]
@@ -129,9 +123,11 @@ def test_a_run_goes_back_and_ends_with_other_samples(straight):
     assert before and after and not before & after
 
 
-def test_a_run_that_is_killed_as_it_goes_back_ends_as_one_that_was_not(straight, model, tmp_path, cache):
+def test_a_run_that_is_killed_as_it_goes_back_ends_as_one_that_was_not(
+    straight, micro_model, tmp_path, cache
+):
     folder = tmp_path / "killed"
-    typed = command(model, folder, cache, *GOES_BACK)
+    typed = command(micro_model, folder, cache, *GOES_BACK)
     process = subprocess.Popen(
         typed,
         cwd=micro_run.ROOT,
@@ -149,20 +145,22 @@ def test_a_run_that_is_killed_as_it_goes_back_ends_as_one_that_was_not(straight,
     same_ends(folder, straight)
 
 
-def test_a_run_that_is_killed_after_it_went_back_ends_as_one_that_was_not(straight, model, tmp_path, cache):
+def test_a_run_that_is_killed_after_it_went_back_ends_as_one_that_was_not(
+    straight, micro_model, tmp_path, cache
+):
     folder = tmp_path / "stopped"
     shutil.copytree(straight, folder)
     shutil.rmtree(folder / "checkpoints" / "6")  # as if it had not come so far
     shutil.rmtree(folder / "final")
-    said = micro_run.run(command(model, folder, cache, *GOES_BACK)).stdout
+    said = micro_run.run(command(micro_model, folder, cache, *GOES_BACK)).stdout
     assert "going on after step 4" in said
     same_ends(folder, straight)
 
 
-def test_a_supervised_run_that_diverges_is_stopped_too(model, tmp_path, cache):
+def test_a_supervised_run_that_diverges_is_stopped_too(micro_model, tmp_path, cache):
     overrides = (f"--config.sft.output_dir={tmp_path / 's'}", DIVERGES)
     more = ("--config.sft.save_steps=1", "--config.sft.num_rows=4", "--config.sft.validation_problems=4")
-    _, _, _, *rest = command(model, tmp_path / "unused", cache, *overrides, *more)
+    _, _, _, *rest = command(micro_model, tmp_path / "unused", cache, *overrides, *more)
     done = micro_run.run([sys.executable, "-m", "grpo_jax.sft", *rest], status=4)
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("stopped by alarm non_finite at step 2: ")

@@ -21,14 +21,13 @@ REWARD = f"{micro_run.ROOT / 'tests' / 'micro_reward.py'}:letters"
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory) -> Path:
+def output(tmp_path_factory, micro_model) -> Path:
     """What the tool leaves after its kills."""
     made = tmp_path_factory.mktemp("chaos")
-    model = micro_run.make_model(made / "micro")
     done = subprocess.run(
         [
             *(sys.executable, "tools/chaos.py", "--kills", str(KILLS), "--output", str(made / "out")),
-            *(f"--config.model.path={model}", f"--config.reward.reward_funcs={REWARD}"),
+            *(f"--config.model.path={micro_model}", f"--config.reward.reward_funcs={REWARD}"),
         ],
         cwd=micro_run.ROOT,
         env={**micro_run.ENVIRONMENT, "PYTHONPATH": str(micro_run.ROOT)},

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from grpo_jax import console
+from grpo_jax import console, harmless_text, step_lines
 
 METRICS = {
     "reward": 0.5,
@@ -44,9 +44,9 @@ def ends_of_words(line: str) -> list[int]:
 
 
 def test_every_line_ends_its_columns_where_the_header_does():
-    lines = console.StepLines(100_000)
-    huge = {column.metric: -1.2345e300 for column in console.COLUMNS}
-    tiny = {column.metric: -3e-300 for column in console.COLUMNS}
+    lines = step_lines.StepLines(100_000)
+    huge = {column.metric: -1.2345e300 for column in step_lines.COLUMNS}
+    tiny = {column.metric: -3e-300 for column in step_lines.COLUMNS}
     odd = dict.fromkeys(huge, float("nan")) | {"reward": float("-inf")}
     _, header, line = lines.lines(1, METRICS)
     for text in (line, *(lines.lines(99_999, values)[-1] for values in (huge, tiny, odd, {}))):
@@ -72,7 +72,7 @@ def test_every_line_ends_its_columns_where_the_header_does():
     ],
 )
 def test_a_number_takes_the_fullest_form_that_fits(value, style, text):
-    assert console.number(value, 7, style) == text.rjust(7)
+    assert step_lines.number(value, 7, style) == text.rjust(7)
 
 
 def test_the_header_comes_again_after_twenty_lines():
@@ -86,8 +86,8 @@ def test_the_header_comes_again_after_twenty_lines():
 
 
 def test_a_missing_metric_is_a_dash():
-    line = console.StepLines(10).lines(3, {"reward": 1.0})[-1]
-    assert line.split() == ["3", "1.0000", *["-"] * (len(console.COLUMNS) - 1)]
+    line = step_lines.StepLines(10).lines(3, {"reward": 1.0})[-1]
+    assert line.split() == ["3", "1.0000", *["-"] * (len(step_lines.COLUMNS) - 1)]
 
 
 def test_plain_output_has_no_escape_codes_and_a_completion_cannot_pose_as_a_line():
@@ -146,30 +146,30 @@ def test_a_terminal_shows_hostile_markup_as_text(width):
 
 
 def test_a_narrow_terminal_leaves_out_whole_columns_and_says_which():
-    legend, note, header, line = console.StepLines(100, width=80).lines(1, METRICS)
+    legend, note, header, line = step_lines.StepLines(100, width=80).lines(1, METRICS)
     assert len(header) == len(line) <= 80
     for kept in ("reward", "accur", "length", "gap"):
         assert kept in header.split()
     assert "judge" not in header and "judge" in note
-    assert legend == console.LEGEND
+    assert legend == step_lines.LEGEND
 
 
 def test_long_text_loses_its_middle():
     text = "\n".join(str(number) for number in range(100))
-    cut = console.cut_middle(text, 1000, 4)
+    cut = harmless_text.cut_middle(text, 1000, 4)
     assert cut.split("\n") == ["0", "1", "[... 96 lines left out ...]", "98", "99"]
-    assert console.cut_middle("abcdefghij", 4) == "ab [... 6 characters left out ...] ij"
-    assert console.cut_middle("short", 5) == "short"
+    assert harmless_text.cut_middle("abcdefghij", 4) == "ab [... 6 characters left out ...] ij"
+    assert harmless_text.cut_middle("short", 5) == "short"
 
 
 def test_a_supervised_run_has_columns_of_its_own():
     stream = io.StringIO()
     screen = console.open_screen(
-        stream, num_steps=1, first_step=0, max_characters=200, table=console.SFT_TABLE
+        stream, num_steps=1, first_step=0, max_characters=200, table=step_lines.SFT_TABLE
     )
     screen.step(1, {"loss": 0.25, "epoch": 0.5, "num_tokens": 835})
     legend, header, line = stream.getvalue().splitlines()
-    assert legend == console.SFT_TABLE.legend
+    assert legend == step_lines.SFT_TABLE.legend
     assert header.split()[:3] == ["step", "loss", "entropy"]
     assert line.split() == ["1", "0.2500", "-", "-", "-", "0.5000", "835", "-", "-"]
 

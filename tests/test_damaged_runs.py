@@ -10,27 +10,17 @@ from pathlib import Path
 import pytest
 
 from grpo_jax.checkpoints import Damaged, Reader
-from tests.micro_run import command, make_model, run, told
+from tests.micro_run import command, run, told
 from tests.test_failed_saves import mounted, unmount
 
 FIELDS = {"max_steps": 4, "evaluation__task": ""}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return make_model(tmp_path_factory.mktemp("models") / "micro")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> str:
-    return f"--config.compilation_cache={tmp_path_factory.mktemp('compiled')}"
-
-
-@pytest.fixture(scope="module")
-def damaged_run(tmp_path_factory, model, cache) -> Path:
+def damaged_run(tmp_path_factory, micro_model, cache) -> Path:
     """A finished run, a bit of whose newest checkpoint has flipped since."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    run(command(model, folder, cache, **FIELDS))
+    run(command(micro_model, folder, cache, **FIELDS))
     assert Reader(folder / "checkpoints").steps() == [2, 4]
     data = max((folder / "checkpoints" / "4" / "tree").rglob("d/*"), key=lambda path: path.stat().st_size)
     content = bytearray(data.read_bytes())
@@ -52,9 +42,11 @@ def error_line(text: str) -> str:
     return line
 
 
-def test_a_flipped_bit_in_the_newest_checkpoint_ends_the_same_command_in_one_line(damaged_run, model, cache):
+def test_a_flipped_bit_in_the_newest_checkpoint_ends_the_same_command_in_one_line(
+    damaged_run, micro_model, cache
+):
     before = contents(damaged_run)
-    done = run(command(model, damaged_run, cache, **FIELDS), status=2)
+    done = run(command(micro_model, damaged_run, cache, **FIELDS), status=2)
     assert re.fullmatch(
         rf"error: the checkpoint of step 4 in {damaged_run}/checkpoints is damaged: the file tree/\S+ is not as it was "
         r"written\. Whole ones before it: \[2\]\. To go on after step 2: --config\.checkpoint\.resume_step=2",
@@ -72,19 +64,19 @@ def test_export_ends_in_the_same_line_and_leaves_no_folder(damaged_run, tmp_path
     assert contents(damaged_run) == before and list(tmp_path.iterdir()) == []
 
 
-def test_the_cure_in_that_line_goes_on_from_the_older_one(damaged_run, tmp_path, model, cache):
+def test_the_cure_in_that_line_goes_on_from_the_older_one(damaged_run, tmp_path, micro_model, cache):
     folder = Path(shutil.copytree(damaged_run, tmp_path / "run"))
-    run(command(model, folder, cache, "--config.checkpoint.resume_step=2", **FIELDS))
+    run(command(micro_model, folder, cache, "--config.checkpoint.resume_step=2", **FIELDS))
     for step in (2, 4):
         Reader(folder / "checkpoints").check_files(step)
     with pytest.raises(Damaged):  # kept, for whoever wants to know how it came to that
         Reader(folder / "checkpoints" / "set_aside").check_files(4)
 
 
-def test_a_run_keeps_its_newest_its_regular_and_its_best_checkpoint(tmp_path, model, cache):
+def test_a_run_keeps_its_newest_its_regular_and_its_best_checkpoint(tmp_path, micro_model, cache):
     kept = {"save_total_limit": 1, "keep_every_steps": 4, "metric_for_best_model": "mean_length"}
     fields = {f"checkpoint__{name}": value for name, value in kept.items()}
-    run(command(model, tmp_path / "run", cache, **fields))
+    run(command(micro_model, tmp_path / "run", cache, **fields))
     lengths = {
         line["step"]: line["eval/mean_length"]
         for line in told(tmp_path / "run")
@@ -97,18 +89,20 @@ def test_a_run_keeps_its_newest_its_regular_and_its_best_checkpoint(tmp_path, mo
         max(lengths, key=lengths.__getitem__),
     }
     fields["checkpoint__metric_for_best_model"] = "mean_lenght"
-    done = run(command(model, tmp_path / "other", cache, **fields), status=2)
+    done = run(command(micro_model, tmp_path / "other", cache, **fields), status=2)
     assert "'mean_lenght', which no evaluation of this run tells; known are: eval/" in error_line(done.stderr)
     assert "eval/mean_length" in error_line(done.stderr)
 
 
-def test_a_disk_that_is_full_at_the_second_save_ends_the_run_and_the_first_stays(tmp_path, model, cache):
+def test_a_disk_that_is_full_at_the_second_save_ends_the_run_and_the_first_stays(
+    tmp_path, micro_model, cache
+):
     disk = tmp_path / "disk"
     disk.mkdir()
     if not mounted("-t", "tmpfs", "-o", "size=640k", "small", str(disk)):
         pytest.skip("needs the right to mount a tmpfs")
     try:
-        done = run(command(model, disk / "run", cache, **FIELDS), status=2)
+        done = run(command(micro_model, disk / "run", cache, **FIELDS), status=2)
         line = error_line(done.stderr)
         assert re.search(
             r"step 4 could not be saved in .*: "

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: dict[int, set[str]] = {
     0: {
-        *("structs", "console", "configs", "endings"),
+        *("structs", "configs", "endings", "harmless_text", "step_lines"),
         *("json_files", "secret_values", "whole_files", "other_names", "config_file", "hub"),
     },
     1: {
@@ -31,6 +31,8 @@ FLOORS: dict[int, set[str]] = {
         "checkpoint_folder",
         "digests",
         "starts",
+        "told_files",
+        "console",
         "chips",
         "compilations",
         "overrides",
@@ -48,8 +50,8 @@ FLOORS: dict[int, set[str]] = {
     3: {"checkpoints", "policy", "rollout", "run_folder", "tiny_tokenizer", "watch"},
     4: {"evaluation", "dynamic_sampling", "roll_backs"},
     5: {"settings", "worked_answers"},
-    6: {"settings_checks", "restored", "problem_loading", "resuming"},
-    7: {"opening"},
+    6: {"settings_ranges", "restored", "problem_loading", "resuming"},
+    7: {"building", "opening", "settings_checks"},
     8: {"run", "suite"},
     9: {"keeping", "planning", "sft_run"},
     10: {"train"},
@@ -73,6 +75,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "watch": {"distributed", "endings", "secret_values", "stopping", "structs"},
     "digests": set(),
     "starts": {"whole_files"},
+    "told_files": {"whole_files"},
     "chips": set(),
     "compilations": set(),
     "command_line": {"config_file", "endings", "overrides", "secret_values"},
@@ -83,9 +86,12 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "stop_strings": set(),
     "text": {"hub", "json_files"},
     "rewards": {"structs", "secret_values"},
-    "metrics": {"console", "trackers"},
-    "report": {"charts", "console"},
-    "charts": {"console"},
+    "metrics": {"console", "harmless_text", "step_lines", "told_files", "trackers"},
+    "report": {"charts", "told_files", "whole_files"},
+    "charts": {"harmless_text"},
+    "console": {"harmless_text", "step_lines"},
+    "harmless_text": set(),
+    "step_lines": set(),
     "trackers": set(),
     "data": {"structs", "text", "hub"},
     # acting, judging and learning are strangers: they meet in rollout and train, through structs

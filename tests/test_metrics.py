@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grpo_jax import metrics
+from grpo_jax import metrics, told_files
 from grpo_jax.metrics import Sample, TellingParams
 
 SAMPLE = Sample(
@@ -147,10 +147,10 @@ def test_a_kill_while_rewinding_loses_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(metrics.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        metrics.rewind(tmp_path, 2)
+        told_files.rewind(tmp_path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
     monkeypatch.undo()
-    metrics.rewind(tmp_path, 2)  # a half-written file of the first try does not disturb
+    told_files.rewind(tmp_path, 2)  # a half-written file of the first try does not disturb
     assert path.read_text() == '{"step": 1}\n'
 
 
@@ -160,9 +160,9 @@ def test_an_evaluation_that_will_be_told_again_is_removed_with_its_samples(tmp_p
             teller.tell_step(step, {"reward": 0.5})
             teller.tell_samples(step, [SAMPLE])
             teller.tell_evaluation(step, {"accuracy": 0.5, "time/evaluate": 1.0}, samples=[SAMPLE])
-    metrics.rewind(tmp_path, 3, looked=True)
+    told_files.rewind(tmp_path, 3, looked=True)
     assert len(strict_lines(tmp_path / "metrics.jsonl")) == len(strict_lines(tmp_path / "samples.jsonl")) == 4
-    metrics.rewind(tmp_path, 3, looked=False)
+    told_files.rewind(tmp_path, 3, looked=False)
     told = [(line["step"], "reward" in line) for line in strict_lines(tmp_path / "metrics.jsonl")]
     kept = [(line["step"], line["split"]) for line in strict_lines(tmp_path / "samples.jsonl")]
     assert told == [(1, True), (1, False), (2, True)]

@@ -27,32 +27,22 @@ WITHIN = 1e-5  # must-hold: float32 sums in another order
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return micro_run.make_model(tmp_path_factory.mktemp("models") / "micro")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def whole(model, cache, tmp_path_factory) -> Path:
+def whole(micro_model, compiled, tmp_path_factory) -> Path:
     """Four steps on 2 x 4 devices of one process."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    micro_run.run(command(model, cache, folder, TWO_TIMES_FOUR, devices=8, steps=4))
+    micro_run.run(command(micro_model, compiled, folder, TWO_TIMES_FOUR, devices=8, steps=4))
     return folder
 
 
 def command(
-    model: Path, cache: Path, folder: Path, mesh: dict[str, int], *overrides: str, devices: int, steps: int
+    model: Path, compiled: Path, folder: Path, mesh: dict[str, int], *overrides: str, devices: int, steps: int
 ) -> list[str]:
     fields = {
         **EVERY_RUN,
         **mesh,
         "mesh__cpu_devices": devices,
         "max_steps": steps,
-        "compilation_cache": cache,
+        "compilation_cache": compiled,
     }
     return micro_run.command(model, folder, *overrides, **fields)
 
@@ -99,10 +89,10 @@ def assert_same_step(folder: Path, whole: Path, number: int) -> None:
     assert ours["learning_rate"] == theirs["learning_rate"]
 
 
-def test_2_x_4_devices_go_on_as_8_x_1_and_back(whole, model, cache, tmp_path):
+def test_2_x_4_devices_go_on_as_8_x_1_and_back(whole, micro_model, compiled, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "run")
     resume = "--config.checkpoint.resume_step=2"
-    said = micro_run.run(command(model, cache, folder, EIGHT, resume, devices=8, steps=3)).stdout
+    said = micro_run.run(command(micro_model, compiled, folder, EIGHT, resume, devices=8, steps=3)).stdout
     assert "mesh.data was 2, is 8; mesh.fsdp was 4, is 1" in said
     assert "within rounding, not bit for bit" in said
     assert "the checkpoint was made elsewhere (mesh" in said
@@ -110,18 +100,20 @@ def test_2_x_4_devices_go_on_as_8_x_1_and_back(whole, model, cache, tmp_path):
     kept = json.loads((folder / "config_until_step_2.json").read_text())
     now = json.loads((folder / "config.json").read_text())
     assert (kept["mesh"]["fsdp"], now["mesh"]["fsdp"]) == (4, 1)
-    said = micro_run.run(command(model, cache, folder, TWO_TIMES_FOUR, devices=8, steps=4)).stdout
+    said = micro_run.run(command(micro_model, compiled, folder, TWO_TIMES_FOUR, devices=8, steps=4)).stdout
     assert "going on after step 3 of 4" in said
     assert_same_step(folder, whole, 4)
 
 
-def test_one_process_goes_on_as_two_and_back(whole, model, cache, tmp_path):
+def test_one_process_goes_on_as_two_and_back(whole, micro_model, compiled, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "run")
     resume = "--config.checkpoint.resume_step=2"
-    said = run_pair(command(model, cache, folder, TWO_TIMES_FOUR, resume, devices=4, steps=3), folder)
+    said = run_pair(
+        command(micro_model, compiled, folder, TWO_TIMES_FOUR, resume, devices=4, steps=3), folder
+    )
     assert "processes 1 now 2" in said
     assert_same_step(folder, whole, 3)
     assert [line["step"] for line in micro_run.told(folder) if "reward" in line] == [1, 2, 3]
-    said = micro_run.run(command(model, cache, folder, TWO_TIMES_FOUR, devices=8, steps=4)).stdout
+    said = micro_run.run(command(micro_model, compiled, folder, TWO_TIMES_FOUR, devices=8, steps=4)).stdout
     assert "processes 2 now 1" in said
     assert_same_step(folder, whole, 4)

@@ -13,8 +13,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from grpo_jax import checkpoint_folder, replaying, roll_backs, run_folder, starts
-from grpo_jax.replaying import Replay, Row
+from grpo_jax import checkpoint_folder, roll_backs, run_folder, starts
+from grpo_jax.replaying import replay as replaying
+from grpo_jax.replaying import source, step_file
+from grpo_jax.replaying.replay import Replay, Row
 from grpo_jax.run import Whole
 from tests import micro_run
 
@@ -79,11 +81,11 @@ def test_steps_after_a_checkpoint_are_the_same_and_nothing_in_the_folder_changes
     assert table(done.stdout) == {(step, what): "yes" for step in (3, 4) for what in replaying.CAUSES}
     assert "after checkpoint 2: all 8 digests are the same" in done.stdout
     assert state_of(folder) == before
-    rounds = [replaying.told_steps(folder)[step]["dynamic_sampling/rounds"] for step in (3, 4)]
+    rounds = [source.told_steps(folder)[step]["dynamic_sampling/rounds"] for step in (3, 4)]
     assert max(rounds) == 1
 
     lines = [json.loads(line) for line in (tmp_path / "step.jsonl").read_text().splitlines()]
-    told = replaying.told_steps(folder)[4]
+    told = source.told_steps(folder)[4]
     assert len(lines) == 16
     alike = [lines[at]["reward"] == lines[at + 1]["reward"] for at in range(0, 16, 2)]
     assert np.mean(alike) == told["frac_reward_zero_std"]  # of the groups that were learned from
@@ -140,36 +142,36 @@ def begun(folder: Path) -> Path:
 
 def test_the_newest_checkpoint_before_the_step_is_taken(tmp_path):
     run = begun(tmp_path)
-    assert [replaying.find_start(run, step, after=-1, last=9) for step in (1, 2, 3, 4, 5, 9)] == [
+    assert [source.find_start(run, step, after=-1, last=9) for step in (1, 2, 3, 4, 5, 9)] == [
         *(0, 0, 2, 2, 4, 4),
     ]
-    assert replaying.find_start(run, 5, after=0, last=9) == 0
+    assert source.find_start(run, 5, after=0, last=9) == 0
     with pytest.raises(ValueError, match=r"no checkpoint 4 before step 3; --after may be \[0, 2\]"):
-        replaying.find_start(run, 3, after=4, last=9)
+        source.find_start(run, 3, after=4, last=9)
     with pytest.raises(ValueError, match=r"has steps 1 to 9; got --step 10"):
-        replaying.find_start(run, 10, after=-1, last=9)
+        source.find_start(run, 10, after=-1, last=9)
 
 
 def test_mistakes_are_told_before_anything_is_computed(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no config\.json: give --run the folder of a run"):
-        replaying.read_config(tmp_path, {})
+        source.read_config(tmp_path, {})
     with pytest.raises(ValueError, match="which is only read"):
-        replaying.check_output(tmp_path / "checkpoints" / "x.jsonl", tmp_path)
+        step_file.check_output(tmp_path / "checkpoints" / "x.jsonl", tmp_path)
     (tmp_path / "there").touch()
     with pytest.raises(FileExistsError, match="name a new file"):
-        replaying.check_output(tmp_path / "there", tmp_path / "run")
+        step_file.check_output(tmp_path / "there", tmp_path / "run")
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / run_folder.SUPERVISED_FILE).write_text("{}")
     with pytest.raises(ValueError, match="holds a supervised run"):
-        replaying.read_config(tmp_path, {})
+        source.read_config(tmp_path, {})
     with pytest.raises(ValueError, match="written by another version of grpo_jax"):
-        replaying.read_settings(tmp_path, {"model": {"path": "x", "gone": 1}})
+        source.read_settings(tmp_path, {"model": {"path": "x", "gone": 1}})
 
 
 def test_the_last_line_of_a_step_counts_and_torn_ones_do_not(tmp_path):
     lines = ['{"step": 1, "loss": 1}', '{"step": 1, "loss": 2}', '{"step": 1, "eval/accuracy": 0}']
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 2, "lo']))
-    assert replaying.told_steps(tmp_path) == {1: {"step": 1, "loss": 2}}
+    assert source.told_steps(tmp_path) == {1: {"step": 1, "loss": 2}}
 
 
 def test_the_config_of_the_start_that_computed_the_step_is_taken(tmp_path):
@@ -178,8 +180,8 @@ def test_the_config_of_the_start_that_computed_the_step_is_taken(tmp_path):
     (tmp_path / "config_until_step_4.json").write_text(json.dumps(first))
     for config in (first, second):
         began = {"config_digest": starts.config_digest(config)}
-        assert replaying.read_config(tmp_path, began) == config
-    assert replaying.read_config(tmp_path, {}) == second
+        assert source.read_config(tmp_path, began) == config
+    assert source.read_config(tmp_path, {}) == second
 
 
 def test_where_the_run_went_back_its_replay_does_too(tmp_path):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base
-from grpo_jax import metrics, resuming, run_folder, settings
+from grpo_jax import resuming, run_folder, settings, told_files
 from grpo_jax.checkpoints import Checkpoints, Retention
 from grpo_jax.run_folder import Changes
 
@@ -46,7 +46,7 @@ def folder(tmp_path) -> Path:
         keeper.save(step, {"a": jnp.full(3, float(step))}, record)
     keeper.close()
     lines = "".join(json.dumps({"step": step, "reward": 0.5}) + "\n" for step in range(1, 7))
-    (folder / metrics.METRICS_FILE).write_text(lines)
+    (folder / told_files.METRICS_FILE).write_text(lines)
     (folder / "final").mkdir()
     return folder
 
@@ -115,7 +115,7 @@ def test_never_refuses_a_run_that_has_begun_and_must_one_that_has_not(tmp_path, 
 def test_never_refuses_a_run_that_only_told_numbers(tmp_path):
     run_folder.write_config(tmp_path, config_with())
     check(tmp_path, resume="never")  # refused before its first number
-    (tmp_path / metrics.METRICS_FILE).write_text('{"step": 0}\n')
+    (tmp_path / told_files.METRICS_FILE).write_text('{"step": 0}\n')
     with pytest.raises(ValueError, match="has begun"):
         check(tmp_path, resume="never")
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import checkpoints, metrics, roll_backs
+from grpo_jax import checkpoints, metrics, roll_backs, told_files
 from grpo_jax.checkpoints import Checkpoints, Reader, Retention
 from grpo_jax.roll_backs import RollBack
 
@@ -72,10 +72,10 @@ def all_set_aside(folder: Path) -> None:
 
 
 def copied_but_not_cut(folder: Path) -> None:
-    """Killed between the two moves of `metrics.abandon`."""
+    """Killed between the two moves of `told_files.abandon`."""
     all_set_aside(folder)
     old = {path: path.read_bytes() for path in folder.glob("*.jsonl")}
-    metrics.abandon(folder, 3, roll_back=1)
+    told_files.abandon(folder, 3, roll_back=1)
     for path, content in old.items():
         path.write_bytes(content)
 
@@ -83,14 +83,14 @@ def copied_but_not_cut(folder: Path) -> None:
 def metrics_cut_but_not_samples(folder: Path) -> None:
     all_set_aside(folder)
     samples = (folder / "samples.jsonl").read_bytes()
-    metrics.abandon(folder, 3, roll_back=1)
+    told_files.abandon(folder, 3, roll_back=1)
     (folder / "samples.jsonl").write_bytes(samples)
     (folder / "samples_rolled_back.jsonl").unlink()
 
 
 def all_but_done(folder: Path) -> None:
     all_set_aside(folder)
-    metrics.abandon(folder, 3, roll_back=1)
+    told_files.abandon(folder, 3, roll_back=1)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_the_running_program_tells_on_in_the_files_that_were_rewound(tmp_path):
     for step in (1, 2, 3):
         teller.tell_step(step, {"reward": 0.1})
     with teller.rewound(2):
-        metrics.abandon(tmp_path, 2, roll_back=1)
+        told_files.abandon(tmp_path, 2, roll_back=1)
     teller.tell_step(2, {"reward": 0.9})
     teller.finish()
     assert [(line["step"], line["reward"]) for line in lines(tmp_path / "metrics.jsonl")] == [

@@ -132,23 +132,18 @@ def test_handlers_that_libraries_made_before_are_covered_too(monkeypatch):
     assert sys.stderr is plain and logger.handlers[0].stream is plain  # type: ignore[attr-defined]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return micro_run.make_model(tmp_path_factory.mktemp("model") / "random")
-
-
 def run(command: list[str], **more: str) -> subprocess.CompletedProcess[bytes]:
     environ = micro_run.ENVIRONMENT | LOUD | PLANTED | more
     return subprocess.run(command, cwd=micro_run.ROOT, env=environ, capture_output=True, timeout=600)
 
 
-def test_a_run_keeps_and_tells_no_secret(tmp_path, model):
+def test_a_run_keeps_and_tells_no_secret(tmp_path, micro_model):
     """Even where the user's reward puts all of the environment into columns, messages and its own prints."""
     (tmp_path / "telltale.py").write_text(TELLTALE)
     funcs = ",".join(f"{tmp_path / 'telltale.py'}:{name}" for name in ("columns", "raises"))
     folder = tmp_path / "run"
     command = micro_run.command(
-        model,
+        micro_model,
         folder,
         max_steps=2,
         reward__reward_funcs=f"accuracy,{funcs}",
@@ -219,15 +214,17 @@ def test_a_forced_traceback_tells_no_secret(tmp_path, status):
         ),
     ],
 )
-def test_a_secret_on_the_command_line_is_refused_before_a_file_is_written(tmp_path, model, override, field):
-    done = run(micro_run.command(model, tmp_path / "run", override))
+def test_a_secret_on_the_command_line_is_refused_before_a_file_is_written(
+    tmp_path, micro_model, override, field
+):
+    done = run(micro_run.command(micro_model, tmp_path / "run", override))
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"error: {field} holds a secret, <".encode())
     assert leaks(done.stderr) == [] and b"swordfish" not in done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_a_secret_in_a_config_file_is_refused_before_a_file_is_written(tmp_path, model):
+def test_a_secret_in_a_config_file_is_refused_before_a_file_is_written(tmp_path, micro_model):
     config = tmp_path / "mine.py"
     config.write_text(
         "import os\nfrom configs import tiny\n"
@@ -236,7 +233,7 @@ def test_a_secret_in_a_config_file_is_refused_before_a_file_is_written(tmp_path,
     )
     command = [
         part if part != "configs/tiny.py" else str(config)
-        for part in micro_run.command(model, tmp_path / "run")
+        for part in micro_run.command(micro_model, tmp_path / "run")
     ]
     done = run(command)
     assert done.returncode == 2, done.stderr

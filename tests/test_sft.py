@@ -19,7 +19,8 @@ from grpo_jax import policy, run_folder, settings, sft_run, text
 from grpo_jax.data import data_params
 from grpo_jax.data.problems import ProblemSet
 from grpo_jax.structs import Problem
-from tests.test_train import arrays, lines, untimed
+from grpo_jax.told_files import untimed
+from tests.test_train import arrays, lines
 from tools import stages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,11 +39,6 @@ SMALL = (
     "--config.telling.tensorboard=False",
 )
 FOUR = (*SMALL, "--config.sft.max_steps=4", "--config.sft.lr_scheduler_type=cosine")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> str:
-    return f"--config.compilation_cache={tmp_path_factory.mktemp('compiled')}"
 
 
 def tool(name: str, *arguments: str) -> subprocess.CompletedProcess:

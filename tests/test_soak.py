@@ -17,12 +17,11 @@ MIB = 2**20
 
 
 @pytest.mark.timeout(900)
-def test_three_hundred_steps_leave_everything_as_it_is(tmp_path):
-    model = micro_run.make_model(tmp_path / "micro")
+def test_three_hundred_steps_leave_everything_as_it_is(tmp_path, micro_model):
     done = subprocess.run(
         [
             *(sys.executable, "tools/soak.py", "--steps", "300", "--without-times"),
-            *("--output", str(tmp_path / "out"), f"--config.model.path={model}"),
+            *("--output", str(tmp_path / "out"), f"--config.model.path={micro_model}"),
             f"--config.reward.reward_funcs={REWARD}",
         ],
         cwd=micro_run.ROOT,

@@ -18,6 +18,7 @@ import pytest
 from configs import base
 from grpo_jax import settings
 from grpo_jax.structs import Rollout
+from grpo_jax.told_files import untimed
 from grpo_jax.train import centre
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,19 +33,6 @@ SHORT = (
     "--config.grpo.per_device_train_batch_size=8",
 )
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # as users have it
-TIMED = (  # and all that begins with time/
-    "seconds",
-    "tokens_per_second",
-    "sampling/tokens_per_second_per_device",
-    "sampling/roofline_share",
-    "judge/hidden",
-    "compilations",
-)
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory) -> str:
-    return f"--config.compilation_cache={tmp_path_factory.mktemp('compiled')}"
 
 
 def command(folder: Path, *overrides: str) -> list[str]:
@@ -271,10 +259,6 @@ def arrays(folder: Path, step: int) -> list[np.ndarray]:
     import jax
 
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-
-
-def untimed(line: dict) -> dict:
-    return {k: v for k, v in line.items() if k not in TIMED and not k.startswith("time/")}
 
 
 def test_the_kl_comes_off_the_rewards_before_they_are_centred():

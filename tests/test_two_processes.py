@@ -37,11 +37,6 @@ ENDS_WITHIN_S = 60  # the promise
 RUNS_WITHIN_S = 240
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> str:
-    return f"--config.compilation_cache={tmp_path_factory.mktemp('compiled')}"
-
-
 def start(folder: Path, *overrides: str, devices: int, process: int | None = None, port: int = 0):
     """One process of the program; its output goes to FOLDER.PROCESS.log."""
     arguments = [

@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # of a script, only its own folder is there
 
-from grpo_jax import command_line, digests, metrics, restored
+from grpo_jax import command_line, digests, restored, told_files
 from grpo_jax import mesh as mesh_lib
 from tools import killing
 from tools.killing import PHASES, Aim, Watched
@@ -73,9 +73,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_line.Parser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of phases and moments")
     parser.add_argument("--output", required=True, help="new folder")
@@ -114,7 +112,7 @@ class Chaos:
         """Twice, since the first one compiles; the second keeps every checkpoint to compare with."""
         killing.watch(self.start(self.output / "compiles"))
         self.seconds = killing.watch(self.start(self.unbroken, "--config.checkpoint.save_total_limit=99"))
-        self.seconds |= killing.inside_times(self.unbroken / "metrics.jsonl", plain=is_plain)
+        self.seconds |= killing.inside_times(self.unbroken / told_files.METRICS_FILE, plain=is_plain)
         self.seconds["committed"] = killing.COMMITTED_S
         self.kept = {step: state_of(self.unbroken, step) for step in checkpoint_steps(self.unbroken)}
         told = ", ".join(f"{name} {1000 * took:.0f} ms" for name, took in self.seconds.items())
@@ -212,11 +210,10 @@ def state_of(folder: Path, step: int) -> dict[str, str]:
 
 def everything(folder: Path) -> dict[str, Any]:
     """What must be equal: the last checkpoint, numbers, samples, evaluation, model; and that there is a report."""
-    lines = (folder / metrics.METRICS_FILE).read_text(encoding="utf-8").splitlines()
     return {
         "the last checkpoint": state_of(folder, STEPS),
-        "metrics.jsonl": [metrics.untimed(json.loads(line)) for line in lines],
-        "samples.jsonl": (folder / metrics.SAMPLES_FILE).read_bytes(),
+        "metrics.jsonl": [*map(told_files.untimed, told_files.read(folder / told_files.METRICS_FILE))],
+        "samples.jsonl": (folder / told_files.SAMPLES_FILE).read_bytes(),
         "evaluation/": {path.name: path.read_bytes() for path in sorted((folder / "evaluation").iterdir())},
         "final/": {path.name: path.read_bytes() for path in sorted((folder / "final").iterdir())},
         "report.html's presence": (folder / "report.html").is_file(),

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_jax import charts, command_line, metrics, report
+from grpo_jax import charts, command_line, told_files
 
 CONTROL = "rewards shuffled"
 RUNS = {
@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def describe(name: str, folder: Path) -> list[tuple[float, float]]:
     """Accuracy by step of one run; prints its line of the table."""
-    rows = list(report.read_json_lines(folder / metrics.METRICS_FILE))
+    rows = list(told_files.read(folder / told_files.METRICS_FILE))
     points = [(row["step"], 100 * row["eval/accuracy"]) for row in rows if "eval/accuracy" in row]
     first = next(row["seconds"] for row in rows if "reward" in row)
     print(

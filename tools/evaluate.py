@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_jax import command_line, restored, suite
+from grpo_jax import command_line, restored, suite, whole_files
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.data import problem_sets, tasks
 from grpo_jax.data.data_params import DataParams
@@ -92,7 +92,7 @@ def evaluate(
         tell(found.name, results[found.name], folders[found.name])
     if len(sets) > 1:
         summary = suite.table(results)
-        evaluation_folder.write_whole(output / "summary.md", summary + "\n")
+        whole_files.write_text(output / "summary.md", summary + "\n")
         print(summary)
 
 
@@ -203,7 +203,7 @@ def compare(options: argparse.Namespace) -> None:
     print(text)
     if options.output:
         Path(options.output).mkdir(parents=True, exist_ok=True)
-        evaluation_folder.write_whole(Path(options.output) / "compare.md", text + "\n")
+        whole_files.write_text(Path(options.output) / "compare.md", text + "\n")
 
 
 def tell(name: str, metrics: dict[str, float], folder: Path) -> None:

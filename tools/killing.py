@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from grpo_jax import told_files
+
 LOOK_S = 0.0005  # between two looks
 PLAN, EVALUATING, EVALUATED = "sampling plan", "evaluating on", "evaluation after step"
 COMMITTED_S = 0.005  # so long a checkpoint counts as just committed
@@ -45,7 +47,7 @@ class Watched:
         if kept := self.kept() - self.known:
             self.known, self.committed_at = self.known | kept, time.monotonic()
         self.text += self._reading.read()
-        told = self.folder / "metrics.jsonl"
+        told = self.folder / told_files.METRICS_FILE
         if self.told_before is None and PLAN in self.text:
             self.told_before = told.stat().st_size if told.exists() else 0
             self._read_to = self.told_before

@@ -18,9 +18,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo_jax import command_line, replaying
-
-DIFFERS = 5
+from grpo_jax import command_line, endings
+from grpo_jax.replaying import replay
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # packages that tasks and rewards name
 
@@ -28,23 +27,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # packages that
 def main(arguments: Sequence[str]) -> None:
     """Parses the command line, replays, prints."""
     options = parse(arguments)
-    result = replaying.replay(
+    result = replay.replay(
         Path(options.run),
         options.step,
         after=options.after,
         output=Path(options.output) if options.output else None,
     )
-    print("\n".join(replaying.describe(result)), flush=True)
+    print("\n".join(replay.describe(result)), flush=True)
     if options.output:
         print(f"what step {options.step} was made of is in {options.output}", flush=True)
     if result.first_difference:
-        command_line.leave(DIFFERS)
+        command_line.leave(endings.REPLAY_DIFFERS)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_line.Parser(description=__doc__)
     parser.add_argument("--run", required=True, help="the run's folder")
     parser.add_argument("--step", required=True, type=int, help="the step to compute again, 1 or more")
     parser.add_argument("--output", default="", help="new .jsonl file for what the step was made of")

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_jax import command_line, metrics, report, run_folder, settings, sft_run
+from grpo_jax import command_line, report, run_folder, settings, sft_run, told_files
 from grpo_jax.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # configs are found beside tools/
@@ -169,7 +169,7 @@ def is_evaluation(row: Mapping[str, Any]) -> bool:
 
 
 def rows_of(folder: Path) -> Iterable[dict[str, Any]]:
-    return report.read_json_lines(folder / metrics.METRICS_FILE)
+    return told_files.read(folder / told_files.METRICS_FILE)
 
 
 def caption(s: Settings, sft_folder: Path) -> str:

@@ -16,7 +16,8 @@ import jax
 
 from grpo_jax import command_line, compilations, distributed, settings, stopping, train
 from grpo_jax import mesh as mesh_lib
-from grpo_jax.run import Run, cpu_devices, prepare
+from grpo_jax.building import cpu_devices
+from grpo_jax.run import Run, prepare
 from tools import measuring, step_reward, step_work
 from tools.step_work import StepResult, StepWork
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from grpo_jax.command_line import USER_ERRORS
 from grpo_jax.policy import Policy
 from grpo_jax.rewards.pool import Judge
 from grpo_jax.rewards.registry import RewardSpec
@@ -22,8 +23,6 @@ from grpo_jax.settings import Settings
 from grpo_jax.structs import Problem
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
-USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
-"""What rooms raise, in one line, for what a user, a file or a machine got wrong."""
 
 
 class Skip(Exception):

@@ -19,8 +19,8 @@ from jax.sharding import PartitionSpec as P
 
 from grpo_jax import mesh as mesh_lib
 from grpo_jax import starts
+from grpo_jax.building import cpu_devices
 from grpo_jax.doctor.checkup import Case, Skip
-from grpo_jax.run import cpu_devices
 from grpo_jax.sampling.plan import GIB
 
 NO_SUCH_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)  # of file systems without nameless files

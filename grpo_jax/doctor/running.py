@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from grpo_jax import chips, metrics, policy, problem_loading, run
+from grpo_jax import building, chips, metrics, policy, problem_loading, run
 from grpo_jax.doctor.checkup import Case, Skip
 from grpo_jax.doctor.machine import host_bytes
 from grpo_jax.learning import batches, train_state
@@ -147,12 +147,12 @@ def ratio(case: Case) -> str:
     trained = policy.fresh_trained(case.policy, parts, s.lora, mesh=case.mesh, seed=s.seed)
     rollout, columns = sampled(case, s, problems, parts, trained, frozen)
     tx = train_state.optimizer(s.scaled_optimizer, num_updates=1)
-    learner = run.make_learner(s, case.mesh, case.policy, parts, tx, s.loss)
+    learner = building.make_learner(s, case.mesh, case.policy, parts, tx, s.loss)
     packed = batches.pack(
         rollout,
         rollout.rewards_PG,  # ones: all rows are scored
         num_columns=s.rollout.max_completion_length,
-        params=run.packing(s, case.mesh, columns, attention=case.policy.attention),
+        params=building.packing(s, case.mesh, columns, attention=case.policy.attention),
     )
     case.say("ratio: scoring what was sampled")
     scored = learner.rollout_logprobs(trained, packed, frozen=frozen)
@@ -218,12 +218,12 @@ def sampled(
     case: Case, s: Settings, problems: list[Problem], parts: policy.Parts, trained: Any, frozen: Any
 ) -> tuple[Rollout, int]:
     """What the run's sampler gives for the few, every row worth 1, and the columns of their prompts."""
-    columns = run.rounded_up(max(len(problem.prompt_ids) for problem in problems))
-    weights = run.sampling_weights(s, case.mesh, case.policy, parts)
+    columns = building.rounded_up(max(len(problem.prompt_ids) for problem in problems))
+    weights = building.sampling_weights(s, case.mesh, case.policy, parts)
     engine = policy.make_engine(
         case.policy,
         mesh=case.mesh,
-        shape=run.engine_shape(s, columns),
+        shape=building.engine_shape(s, columns),
         weights=weights,
         filters=s.rollout.filters,
         attention=s.rollout.attention,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_jax import console
+from grpo_jax import harmless_text
 from grpo_jax.evaluation import scores
 from grpo_jax.evaluation.evaluation import Record, is_right
 from grpo_jax.evaluation.evaluation_folder import (
@@ -45,8 +45,8 @@ def compare(folder_a: Path, folder_b: Path) -> str:
     first = next(iter(tasks_a))
     differences = other_options(read_options(tasks_a[first]), read_options(tasks_b[first]))
     lines = [
-        f"A: {console.printable(str(folder_a))}",
-        f"B: {console.printable(str(folder_b))}",
+        f"A: {harmless_text.printable(str(folder_a))}",
+        f"B: {harmless_text.printable(str(folder_b))}",
         *(f"{name}: {a} (A), {b} (B)" for name, a, b in differences),
         "",
         _line(HEAD),
@@ -119,7 +119,7 @@ def share_right(record: Record, folder: Path) -> float:
 def other_options(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(name, of A, of B) of what the two were asked for differently; the problems are the same."""
     return [
-        (name, console.printable(str(a.get(name))), console.printable(str(b.get(name))))
+        (name, harmless_text.printable(str(a.get(name))), harmless_text.printable(str(b.get(name))))
         for name in dict.fromkeys((*a, *b))
         if name not in ("weights", "problems") and a.get(name) != b.get(name)
     ]

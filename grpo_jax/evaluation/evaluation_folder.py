@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_jax import json_files
+from grpo_jax import json_files, whole_files
 
 OPTIONS_FILE = "options.json"
 UNFINISHED_OPTIONS = "options.json.part"
@@ -63,7 +63,7 @@ def keep_newest(folder: Path, name: str, step: int, records: Sequence[Mapping[st
     """Writes FOLDER/NAME_step_N.jsonl in one move, and removes those of this name and other steps."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{plain_name(name)}_step_{step}.jsonl"
-    write_whole(path, as_lines(records))
+    whole_files.write_text(path, as_lines(records))
     for other in folder.iterdir():
         if other != path and re.fullmatch(rf"{re.escape(plain_name(name))}_step_\d+\.jsonl", other.name):
             other.unlink()
@@ -146,19 +146,12 @@ def claim(folder: Path, options: Mapping[str, Any]) -> None:
     check(folder, options)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / OPTIONS_FILE).is_file():
-        write_whole(folder / OPTIONS_FILE, json.dumps(options, indent=2) + "\n")
+        whole_files.write_text(folder / OPTIONS_FILE, json.dumps(options, indent=2) + "\n")
 
 
 def read_options(folder: Path) -> dict[str, Any]:
     """What the folder's evaluation was asked for."""
     return json_files.read(folder / OPTIONS_FILE)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file in one move: a kill never leaves half of it. Lone surrogates become question marks."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(text.encode("utf-8", "replace"))
-    os.replace(part, path)
 
 
 def _short(value: Any) -> str:

@@ -14,11 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_jax import charts, console
+from grpo_jax import charts, harmless_text, whole_files
 from grpo_jax.charts import escaped
 from grpo_jax.evaluation import scores
 from grpo_jax.evaluation.evaluation import Record, is_formed, is_right
-from grpo_jax.evaluation.evaluation_folder import write_whole
 from grpo_jax.report import PAGE_STYLE
 
 MOST_EXAMPLES = 5  # of a category
@@ -71,9 +70,11 @@ def write_report(
     if not any(format_reward in sample["rewards"] for record in records for sample in record["samples"]):
         about["format only"] = "an answer could be read, but it is not right"
         about["neither"] = "no answer could be read"
-    write_whole(folder / "report.md", _markdown(title, metrics, groups, options, command, about))
+    whole_files.write_text(folder / "report.md", _markdown(title, metrics, groups, options, command, about))
     chart = length_chart(records)
-    write_whole(folder / "report.html", _page(title, metrics, groups, options, command, about, chart))
+    whole_files.write_text(
+        folder / "report.html", _page(title, metrics, groups, options, command, about, chart)
+    )
 
 
 def grouped(records: Sequence[Record], format_reward: str) -> list[Group]:
@@ -104,11 +105,11 @@ def category(sample: Mapping[str, Any], format_reward: str) -> str:
 def example(record: Record, sample: Mapping[str, Any]) -> Example:
     return Example(
         record["index"],
-        console.cut_middle(record["question"], QUESTION_CHARS, QUESTION_CHARS),
-        console.cut_middle(record["gold"], ANSWER_CHARS, ANSWER_CHARS),
-        console.cut_middle(sample["parsed"], ANSWER_CHARS, ANSWER_CHARS),
+        harmless_text.cut_middle(record["question"], QUESTION_CHARS, QUESTION_CHARS),
+        harmless_text.cut_middle(record["gold"], ANSWER_CHARS, ANSWER_CHARS),
+        harmless_text.cut_middle(sample["parsed"], ANSWER_CHARS, ANSWER_CHARS),
         sample["outcome"],
-        console.cut_middle(sample["completion"], COMPLETION_CHARS, COMPLETION_CHARS),
+        harmless_text.cut_middle(sample["completion"], COMPLETION_CHARS, COMPLETION_CHARS),
     )
 
 
@@ -189,14 +190,14 @@ def _markdown(
 
 def _fenced(text: str) -> list[str]:
     """A block of Markdown that nothing in the text can end."""
-    text = console.printable(text)
+    text = harmless_text.printable(text)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return [f"{fence}text", text, fence]
 
 
 def _cell(value: Any) -> str:
     """Text inside a Markdown table or heading: on one line, no markup."""
-    text = console.printable(str(value)).replace("\n", " ")
+    text = harmless_text.printable(str(value)).replace("\n", " ")
     return re.sub(r"([\\`*_{}\[\]<>#|&!])", r"\\\1", text)
 
 

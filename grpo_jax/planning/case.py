@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from grpo_jax import chips, policy, run, settings, settings_checks
+from grpo_jax import building, chips, policy, settings, settings_checks
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.learning import batches
 from grpo_jax.learning.packing import PieceShape
@@ -114,7 +114,7 @@ def model_spec(name: str) -> tuple[str, ModelSpec]:
 def batch_params(case: Case) -> batches.BatchParams:
     """How the run would lay completions out, all prompts being as long as allowed."""
     s = case.settings
-    return run.packing(s, case.mesh, s.data.max_prompt_length, attention=case.policy.attention)
+    return building.packing(s, case.mesh, s.data.max_prompt_length, attention=case.policy.attention)
 
 
 def piece_shape(case: Case) -> PieceShape:

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from grpo_jax import building, policy
 from grpo_jax import mesh as mesh_lib
-from grpo_jax import policy, run
 from grpo_jax.learning import train_state
 from grpo_jax.learning.losses import Totals
 from grpo_jax.planning import hlo
@@ -66,14 +66,14 @@ def compile_all(case: Case, tell: Callable[[str], None]) -> tuple[Held, Plan, li
     mesh, opened, s = case.mesh, case.policy, case.settings
     parts = policy.parts(opened, s.lora, seed=s.seed)
     tx = train_state.optimizer(s.scaled_optimizer, num_updates=s.num_updates)
-    learner = run.make_learner(s, mesh, opened, parts, tx, s.loss)
+    learner = building.make_learner(s, mesh, opened, parts, tx, s.loss)
     layout = train_state.shardings(tx, parts.trained, mesh=mesh, over_data=s.mesh.over_data)
     state = _placed(train_state.shapes(tx, parts.trained), layout)
     frozen = _placed(parts.frozen, mesh_lib.parameter_shardings(mesh, parts.frozen))
     reference = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, opened.dtype, sharding=x.sharding), state.params
     )
-    weights = run.sampling_weights(s, mesh, opened, parts)
+    weights = building.sampling_weights(s, mesh, opened, parts)
     held = Held(
         params=_bytes((state.params, frozen)),
         moments=_bytes(state.opt_state),
@@ -91,7 +91,7 @@ def compile_all(case: Case, tell: Callable[[str], None]) -> tuple[Held, Plan, li
     engine = policy.make_engine(
         opened,
         mesh=mesh,
-        shape=run.engine_shape(s, s.data.max_prompt_length),
+        shape=building.engine_shape(s, s.data.max_prompt_length),
         weights=weights,
         filters=s.rollout.filters,
         attention=s.rollout.attention,
