@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grpo_jax import hub, text
+from grpo_jax import end_ids, hub, text
 from grpo_jax import mesh as mesh_lib
 from grpo_jax.models import (
     decode_attention,
@@ -102,13 +102,13 @@ def open_policy(params: ModelParams) -> Policy:
         )
     generation_path = folder / "generation_config.json"
     generation_config = registry.read_json(generation_path) if generation_path.is_file() else {}
-    end_ids = text.end_ids(tokenizer, generation_config, registry.read_json(folder / "config.json"))
-    if max(end_ids) >= model.spec.vocab_size:
+    ends = end_ids.find(tokenizer, generation_config, registry.read_json(folder / "config.json"))
+    if max(ends) >= model.spec.vocab_size:
         raise ValueError(
-            f"{folder} ends completions at ids {list(end_ids)}, the model embeds {model.spec.vocab_size}: correct "
+            f"{folder} ends completions at ids {list(ends)}, the model embeds {model.spec.vocab_size}: correct "
             "eos_token_id in generation_config.json, or where it is not there in config.json."
         )
-    return Policy(folder, model, shapes, tokenizer, end_ids, num_valid_ids, dtype, attention)
+    return Policy(folder, model, shapes, tokenizer, ends, num_valid_ids, dtype, attention)
 
 
 def check_weights(policy: Policy) -> None:

@@ -151,33 +151,6 @@ def check_round_trip(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
         )
 
 
-def end_ids(
-    tokenizer: PreTrainedTokenizerBase,
-    generation_config: Mapping[str, Any],
-    model_config: Mapping[str, Any],
-) -> tuple[int, ...]:
-    """Every id that ends a completion, each once.
-
-    All of `generation_config.json`; where it names none, those of `config.json`; and the
-    tokenizer's own end token. Pass `{}` for a file that is not there.
-
-    Raises:
-        ValueError: there is none, or one that is no token id.
-    """
-    named = generation_config.get("eos_token_id")
-    if named is None:
-        named = model_config.get("eos_token_id")
-    listed = list(named) if isinstance(named, list | tuple) else [named]
-    found = [index for index in (*listed, tokenizer.eos_token_id) if index is not None]
-    ids = [index for index in found if type(index) is int and index >= 0]
-    if ids != found or not ids:
-        raise ValueError(
-            f"end tokens must be at least one id of 0 or more; got {found}; "
-            "set eos_token_id in generation_config.json or eos_token in tokenizer_config.json"
-        )
-    return tuple(dict.fromkeys(ids))
-
-
 def save_tokenizer(source: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[str]:
     """Copies the tokenizer files of a folder or hub id as they are; returns their names.
 

@@ -324,9 +324,9 @@ def test_end_ids_that_two_files_disagree_about_are_told(model):
 
 
 def test_a_template_whose_answers_end_elsewhere_is_told(model):
-    path = set_template(model, lambda old: old.replace("<|im_end|>", "<|im_start|>"))
+    path = set_template(model, lambda old: old.replace("<|im_end|>", "(over)"))
     text = failed("tokenizer", path, needs=TOKENIZER)
-    assert "ends an answer with '<|im_start|>" in text and "they would run on" in text
+    assert "ends an answer with '(over)" in text and "they would run on" in text
 
 
 def test_a_template_that_loses_text_is_told(model):

@@ -45,7 +45,7 @@ FLOORS: dict[int, set[str]] = {
     },
     2: {
         *("sampling", "learning", "data", "metrics", "report"),
-        *("command_line", "stopping", "alarms", "checkpoint_reading"),
+        *("command_line", "end_ids", "stopping", "alarms", "checkpoint_reading"),
     },
     3: {"checkpoints", "policy", "rollout", "run_folder", "tiny_tokenizer", "watch"},
     4: {"evaluation", "dynamic_sampling", "roll_backs"},
@@ -83,6 +83,7 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "hub": set(),
     "alarms": set(),
     "endings": set(),
+    "end_ids": {"text"},
     "stop_strings": set(),
     "text": {"hub", "json_files"},
     "rewards": {"structs", "secret_values"},

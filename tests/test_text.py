@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grpo_jax import text, tiny_tokenizer
+from grpo_jax import end_ids, text, tiny_tokenizer
 from grpo_jax.data import word_problems
 
 HARD_TEXT = "He\u2019s got\t 1,234.5 é 漢字 😀  \n\n <think>\nx_1 = \\frac{1}{2}\n</think>  "
@@ -164,12 +164,22 @@ def test_a_template_that_refuses_a_role_says_what_to_do(tiny_folder, tmp_path):
 
 def test_all_end_ids_are_found_once_and_in_order(tiny):
     own = tiny.eos_token_id
-    assert text.end_ids(tiny, {"eos_token_id": [7, 9]}, {"eos_token_id": 5}) == (7, 9, own)
-    assert text.end_ids(tiny, {"eos_token_id": own}, {}) == (own,)
-    assert text.end_ids(tiny, {}, {"eos_token_id": 5}) == (5, own)
-    assert text.end_ids(tiny, {}, {}) == (own,)
+    assert end_ids.find(tiny, {"eos_token_id": [7, 9]}, {"eos_token_id": 5}) == (7, 9, own)
+    assert end_ids.find(tiny, {"eos_token_id": own}, {}) == (own,)
+    assert end_ids.find(tiny, {}, {"eos_token_id": 5}) == (5, own)
+    assert end_ids.find(tiny, {}, {}) == (own,)
     with pytest.raises(ValueError, match="eos_token_id"):
-        text.end_ids(tiny, {"eos_token_id": ["<|im_end|>"]}, {})
+        end_ids.find(tiny, {"eos_token_id": ["<|im_end|>"]}, {})
+
+
+def test_what_a_template_puts_behind_an_answer_ends_a_completion(tiny_folder, tmp_path):
+    template = text.load_tokenizer(tiny_folder).chat_template
+    base = text.load_tokenizer(altered(tiny_folder, tmp_path / "base", eos_token="<|endoftext|>"))
+    own, turn = base.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    assert end_ids.find(base, {"eos_token_id": own}, {}) == (own, turn)
+    for other in ("{{ messages[0].content }}", "{{ 1 / 0 }}", template.replace("<|im_end|>", " over"), None):
+        base.chat_template = other
+        assert end_ids.find(base, {"eos_token_id": own}, {}) == (own,)
 
 
 def test_export_copies_the_files_bit_for_bit(tiny_folder, tmp_path):
@@ -193,7 +203,7 @@ def test_importing_the_room_loads_nothing_heavy():
 
 def test_loading_prints_nothing_about_pytorch(tiny_folder):
     code = (
-        "import sys; sys.modules['torch'] = None; from grpo_jax import text; "
+        "import sys; sys.modules['torch'] = None; from grpo_jax import end_ids, text; "
         f"text.load_tokenizer({str(tiny_folder)!r})"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -209,6 +219,6 @@ def test_real_qwen_tokenizers_keep_text_and_give_the_ids_of_their_files(real_fol
     texts = [HARD_TEXT, *(row["question"] for row in word_problems.problems("test", num=50))]
     assert text.encode(loaded, texts) == [raw.encode(item, add_special_tokens=False).ids for item in texts]
     generation_config = {"eos_token_id": [151645, 151643]}
-    assert text.end_ids(loaded, generation_config, {}) == (151645, 151643)
+    assert end_ids.find(loaded, generation_config, {}) == (151645, 151643)
     (prompt,) = text.render_chats(loaded, CHAT)
     assert prompt.endswith("<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n")

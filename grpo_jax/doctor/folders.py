@@ -30,6 +30,7 @@ from grpo_jax import (
 from grpo_jax.data import data_params
 from grpo_jax.doctor.checkup import Case
 from grpo_jax.doctor.machine import existing
+from grpo_jax.end_ids import around_answer, special_ids
 from grpo_jax.learning import train_state
 from grpo_jax.models import decoder, hf_files, hf_table, lora, registry
 from grpo_jax.models.spec import ModelSpec
@@ -38,7 +39,6 @@ from grpo_jax.settings import Settings
 
 SAY_EVERY_S = 5.0  # while weights are read
 MOST_NAMES = 5  # in one line
-ANSWER = "The answer is 47."
 
 
 def config(case: Case) -> str:
@@ -193,24 +193,22 @@ def check_template(found: Any, end_ids: tuple[int, ...]) -> str:
     (prompt,) = text.render_chats(found, [[asked]])
     if text.PROBE not in prompt:
         raise ValueError(f"the chat template loses text: of {text.PROBE[:40]!r}... it makes {prompt[:80]!r}")
-    whole = found.apply_chat_template([asked, {"role": "assistant", "content": ANSWER}], tokenize=False)
-    before, answer, behind = whole.rpartition(ANSWER)
-    if not answer or text.PROBE not in before:
-        raise ValueError(f"the chat template loses an answer: of {ANSWER!r} it makes {whole[-80:]!r}")
+    before, behind = around_answer(found)
+    if text.PROBE not in before:
+        raise ValueError(f"the chat template loses the question before an answer: it makes {before[-80:]!r}")
     (ids,) = text.encode(found, [behind])
     if not ids or ids[0] not in end_ids:
         ends = [found.decode([index]) for index in end_ids]
         raise ValueError(
             f"the chat template ends an answer with {behind[:40]!r}{f' (id {ids[0]})' if ids else ''}, but completions "
-            f"end at {ends} ({list(end_ids)}) only: they would run on. Name it in generation_config.json's eos_token_id"
+            f"end at {ends} ({list(end_ids)}) only: they would run on. Mend the template, or set config.rollout.stop_strings"
         )
     return found.decode([ids[0]])
 
 
 def check_end_ids(opened: policy.Policy) -> list[int]:
     """Raises: ValueError for ids that are never sampled, are ordinary text, or that two files disagree about."""
-    found, special = opened.tokenizer, set(opened.tokenizer.all_special_ids)
-    special |= set(getattr(found, "added_tokens_decoder", {}))
+    found, special = opened.tokenizer, special_ids(opened.tokenizer)
     for index in opened.end_ids:
         if index >= opened.num_valid_ids:
             raise ValueError(
