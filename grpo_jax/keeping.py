@@ -15,7 +15,18 @@ from typing import Any
 
 import jax
 
-from grpo_jax import alarms, checkpoints, distributed, endings, policy, report, resuming, roll_backs, starts
+from grpo_jax import (
+    alarms,
+    checkpoints,
+    distributed,
+    endings,
+    policy,
+    report,
+    resuming,
+    roll_backs,
+    run_story,
+    starts,
+)
 from grpo_jax.alarms import Raised
 from grpo_jax.endings import Ended
 from grpo_jax.roll_backs import RollBack
@@ -270,7 +281,8 @@ def finish(run: Run) -> None:
         policy.export_adapters(run.policy, run.state.params, run.settings.lora, adapters)
     distributed.wait_for_all("exported")
     if distributed.is_first():
-        run.teller.tell_message(f"the model is in {final}, the report is {report.write_report(run.folder)}")
+        page = report.write_report(run.folder, happened=run_story.tell(run.folder))
+        run.teller.tell_message(f"the model is in {final}, the report is {page}")
 
 
 def is_time(step: int, *, every: int, last: int) -> bool:

@@ -71,11 +71,14 @@ MOST_STORIES = 6
 # The report ----------------------------------------------------------------------------------------
 
 
-def write_report(run_dir: str | Path, *, facts: Mapping[str, str] | None = None) -> Path:
+def write_report(
+    run_dir: str | Path, *, facts: Mapping[str, str] | None = None, happened: Sequence[str] = ()
+) -> Path:
     """Writes RUN/report.html from what the run folder tells, and returns its path.
 
     Args:
         facts: more lines for the head, such as the devices; they stand before those from config.json.
+        happened: sentences about the run's starts and what interrupted it.
 
     Raises: FileNotFoundError if the folder has no metrics.jsonl.
     """
@@ -89,7 +92,7 @@ def write_report(run_dir: str | Path, *, facts: Mapping[str, str] | None = None)
     config_file = folder / "config.json"
     config = json.loads(config_file.read_text("utf-8")) if config_file.exists() else {}
     fields = SUPERVISED_FACTS if (folder / SUPERVISED_FILE).exists() else FACTS
-    page = _page(folder.name, rows, samples, config, {**(facts or {}), **_facts(config, fields)})
+    page = _page(folder.name, rows, samples, config, {**(facts or {}), **_facts(config, fields)}, happened)
     whole_files.write_text(folder / "report.html", page)
     return folder / "report.html"
 
@@ -120,7 +123,9 @@ def wrong_to_right(
     return pairs, num_seen_again, num_lost
 
 
-def _page(title: str, rows: list, samples: list, config: Mapping, facts: Mapping[str, str]) -> str:
+def _page(
+    title: str, rows: list, samples: list, config: Mapping, facts: Mapping[str, str], happened: Sequence[str]
+) -> str:
     facts_html = "".join(
         f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>" for name, value in facts.items()
     )
@@ -128,6 +133,7 @@ def _page(title: str, rows: list, samples: list, config: Mapping, facts: Mapping
         f'<div class="tile"><span>{escaped(name)}</span><b>{escaped(value)}</b><small>{escaped(more)}</small></div>'
         for name, value, more in _headlines(rows)
     )
+    story = "".join(f"<li>{escaped(line)}</li>" for line in happened)
     charts = "".join(f'<figure class="card">{chart}</figure>' for chart in _charts(rows))
     config_text = json.dumps(config, indent=2, ensure_ascii=False)
     return f"""<!doctype html>
@@ -140,6 +146,7 @@ def _page(title: str, rows: list, samples: list, config: Mapping, facts: Mapping
 <section class="tiles">{tiles or "<p>No step has been told yet.</p>"}</section>
 <section class="charts">{charts}</section>
 <section><h2>From wrong to right</h2>{_stories(samples)}</section>
+{f'<section><h2>What happened</h2><ul class="card">{story}</ul></section>' if story else ""}
 <section><h2>Configuration</h2><details class="card"><summary>The resolved config of this run</summary>
 <pre>{escaped(config_text) if config else "The run folder has no config.json."}</pre></details></section>
 </main></body></html>
@@ -330,5 +337,5 @@ article{margin:14px 0}.question{margin:6px 0;font-weight:600;white-space:pre-wra
 .sides{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:14px}
 .sides>div{border-left:4px solid var(--good);padding-left:12px;min-width:0}.sides>.wrong{border-color:var(--bad)}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.45 ui-monospace,monospace;max-height:420px;overflow:auto}
-details pre{max-height:none}summary{cursor:pointer}
+ul.card{padding-left:34px;overflow-wrap:anywhere}details pre{max-height:none}summary{cursor:pointer}
 """

@@ -49,7 +49,7 @@ FLOORS: dict[int, set[str]] = {
     },
     3: {"checkpoints", "policy", "rollout", "run_folder", "tiny_tokenizer", "watch"},
     4: {"evaluation", "dynamic_sampling", "roll_backs"},
-    5: {"settings", "worked_answers"},
+    5: {"settings", "worked_answers", "run_story"},
     6: {"settings_ranges", "restored", "problem_loading", "resuming"},
     7: {"building", "opening", "settings_checks"},
     8: {"run", "suite"},

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_jax import charts, report
+from grpo_jax import charts, report, roll_backs, run_story, starts
 
 HOSTILE = (
     '</pre><script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(1)>\x1b[2J\u202e\ud800'
@@ -96,6 +96,20 @@ def test_the_report_is_one_file_that_fetches_nothing_and_runs_nothing(run_dir):
     assert not {"src", "href", "xlink:href", "srcset"} & names
     assert not any(name.startswith("on") for name in names)
     assert not re.search(r"url\(|@import", text)
+
+
+def test_what_happened_to_a_run_is_told(run_dir):
+    assert run_story.tell(run_dir) == []
+    facts = {"jax": "1.0", "mesh": {"data": 2, "fsdp": 1}, "devices": 2, "device_kind": "cpu"}
+    starts.record(run_dir, facts, after=0)
+    starts.record(run_dir, facts | {"jax": "1.1", "device_kind": HOSTILE}, after=4)
+    roll_backs.write(run_dir, [roll_backs.RollBack("kl", at=6, to=4, data={}, done=True)])
+    began, went_on, back = run_story.tell(run_dir)
+    assert began.endswith("Z: began on 2 x cpu (mesh: data 2, fsdp 1), jax 1.0")
+    assert "Z: went on after step 4; jax was 1.0, is 1.1; device_kind was cpu, is " in went_on
+    assert back == "alarm kl at step 6: back to the checkpoint of step 4"
+    page = report.write_report(run_dir, happened=run_story.tell(run_dir)).read_text(encoding="utf-8")
+    assert "What happened" in page and f"<li>{back}</li>" in page and "<script" not in page
 
 
 def test_completions_are_shown_as_text(run_dir):
