@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import math
 import shutil
 import threading
@@ -23,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from grpo_jax import checkpoint_folder, checkpoint_reading, digests, distributed, whole_files
+from grpo_jax import checkpoint_folder, checkpoint_reading, digests, distributed, save_noise, whole_files
 from grpo_jax.checkpoint_reading import Damaged, Reader
 
 __all__ = ["Checkpoints", "Damaged", "Reader", "Retention", "like", "num_bytes"]
@@ -80,7 +79,7 @@ class Checkpoints(Reader):
         self._error: RuntimeError | None = None
         self._saved_at = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
-        logging.getLogger("absl").addFilter(_is_told_elsewhere)
+        save_noise.hush()
         if distributed.is_first():
             checkpoint_folder.clean(self.folder)
 
@@ -232,11 +231,6 @@ def like(tree: Any) -> Any:
 def num_bytes(trees: Any) -> int:
     """Of all arrays, each counted once however many devices have it."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trees))
-
-
-def _is_told_elsewhere(logged: logging.LogRecord) -> bool:
-    """Orbax logs a failed save with its traceback; here it is raised, in one line."""
-    return logged.levelno < logging.ERROR or "/orbax/" not in logged.pathname
 
 
 def _with_digests(tree: Any) -> dict[str, list]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import resource
 import subprocess
+import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from grpo_jax import checkpoints
+from grpo_jax import checkpoints, save_noise
 from grpo_jax.checkpoints import Checkpoints, Retention
 
 
@@ -159,3 +162,43 @@ def test_a_folder_that_cannot_be_written_any_more_is_told(tmp_path):
     keeper.save(2, tree_of(100_000), {"step": 2})
     keeper.close()
     assert keeper.steps() == [2]
+
+
+FAILS_FOUR_TIMES = """
+import resource, sys
+import jax.numpy as jnp
+from grpo_jax import checkpoints
+
+tree = {f"a{i}": jnp.arange(90_000.0) for i in range(40)}
+for step in range(4):
+    keeper = checkpoints.Checkpoints(sys.argv[1], retention=checkpoints.Retention(1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))
+    try:
+        keeper.save(step, tree, {})
+        keeper.close()
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+def test_many_writes_that_fail_together_say_nothing_themselves(tmp_path):
+    command = [sys.executable, "-c", FAILS_FOUR_TIMES, str(tmp_path / "kept")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.count("could not be saved") == len(done.stdout.splitlines()) == 4
+    assert done.stderr == ""
+
+
+def test_only_what_a_failed_save_says_is_kept_quiet(monkeypatch, caplog):
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    save_noise.hush.__wrapped__()
+    late, other = (
+        types.SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "x")
+    )
+    sys.unraisablehook(late)  # type: ignore[arg-type]
+    sys.unraisablehook(other)  # type: ignore[arg-type]
+    assert said == [other]
+    logging.getLogger("asyncio").error("Task exception was never retrieved: 1.orbax-checkpoint-tmp/x")
+    logging.getLogger("asyncio").error("Task exception was never retrieved: another")
+    assert [record.getMessage()[-7:] for record in caplog.records] == ["another"]

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: dict[int, set[str]] = {
     0: {
         *("structs", "configs", "endings", "harmless_text", "step_lines"),
-        *("json_files", "secret_values", "whole_files", "other_names", "config_file", "hub"),
+        *("json_files", "secret_values", "whole_files", "other_names", "config_file", "hub", "save_noise"),
     },
     1: {
         "models",
@@ -63,10 +63,18 @@ KNOWS_AT_MOST: dict[str, set[str]] = {  # where a room may know less than the fl
     "models": {"json_files", "whole_files"},
     "mesh": set(),
     "distributed": set(),
-    "checkpoints": {"checkpoint_reading", "checkpoint_folder", "digests", "distributed", "whole_files"},
+    "checkpoints": {
+        "checkpoint_reading",
+        "checkpoint_folder",
+        "digests",
+        "distributed",
+        "save_noise",
+        "whole_files",
+    },
     "checkpoint_reading": {"checkpoint_folder", "digests", "distributed"},
     "checkpoint_folder": {"whole_files"},
     "whole_files": set(),
+    "save_noise": set(),
     "json_files": set(),
     "secret_values": set(),
     "notices": set(),
