@@ -210,9 +210,10 @@ def state_of(folder: Path, step: int) -> dict[str, str]:
 
 def everything(folder: Path) -> dict[str, Any]:
     """What must be equal: the last checkpoint, numbers, samples, evaluation, model; and that there is a report."""
+    lines = (folder / told_files.METRICS_FILE).read_text(encoding="utf-8").splitlines()  # none may be torn
     return {
         "the last checkpoint": state_of(folder, STEPS),
-        "metrics.jsonl": [*map(told_files.untimed, told_files.read(folder / told_files.METRICS_FILE))],
+        "metrics.jsonl": [told_files.untimed(json.loads(line)) for line in lines],
         "samples.jsonl": (folder / told_files.SAMPLES_FILE).read_bytes(),
         "evaluation/": {path.name: path.read_bytes() for path in sorted((folder / "evaluation").iterdir())},
         "final/": {path.name: path.read_bytes() for path in sorted((folder / "final").iterdir())},
